@@ -32,6 +32,7 @@ from dalr_stream.network.capture.row_rule import RowRule as RowRule
 from dalr_stream.network.layers.spec import unsupported_layers as unsupported_layers
 from dalr_stream.network.measure.output_distance import OutputDistance as OutputDistance
 from dalr_stream.network.measure.profile import profile as profile
+from dalr_stream.network.measure.score import Score as Score
 from dalr_stream.network.saved.checkpoint import load as load
 from dalr_stream.network.saved.checkpoint import save as save
 from dalr_stream.network.surgery.compress import compress as compress

@@ -79,10 +79,17 @@ def quick():
 
 
 @pytest.fixture(autouse=True)
-def _another_folder_has_another_module():
-    """What one test's run file imported hides the module of the same name beside the next one's."""
+def _imported_from_there_goes_with_the_folder(tmp_path_factory):
+    """A module that a test's run file imported would hide the one of the same name beside the next test's.
+
+    Which tests come before a test in its process depends on how busy the machine is.
+    """
+    before = sys.modules.copy()
     yield
-    sys.modules.pop("tiny_run", None)
+    folder = str(tmp_path_factory.getbasetemp())
+    for name, module in sys.modules.copy().items():
+        if before.get(name) is not module and str(getattr(module, "__file__", None)).startswith(folder):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

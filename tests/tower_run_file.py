@@ -1,5 +1,7 @@
 """A run file whose network is a tower of three blocks, with its Python and its weights."""
 
+from difflib import unified_diff
+
 import torch
 
 import dalr_stream as ds
@@ -94,3 +96,23 @@ def named(run_file):
 def files(root):
     """Return the bytes of every file below a folder, by name."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def differences(one, other):
+    """Return what differs between two folders read by `files`, a line each: empty where they are the same."""
+    lines = [f"{name} is in one alone" for name in sorted(one.keys() ^ other.keys())]
+    for name in sorted(one.keys() & other.keys()):
+        if one[name] != other[name]:
+            lines += [f"{name}:", *(f"  {words}" for words in _parted(one[name], other[name]))]
+    return lines
+
+
+def _parted(one, other):
+    """Yield where two files part, as lines where they are text."""
+    try:
+        pair = [data.decode().splitlines() for data in (one, other)]
+    except UnicodeDecodeError:
+        first = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+        yield f"{len(one)} and {len(other)} bytes, which part at byte {first}"
+        return
+    yield from unified_diff(*pair, lineterm="", n=1)

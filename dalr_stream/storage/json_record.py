@@ -12,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dalr_stream.errors import FingerprintMismatchError, StoreDamagedError, StoreError, StoreNotFoundError
-from dalr_stream.storage.durable import make_folder, write_file
+from dalr_stream.storage.places.place import Place, make_folder, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class RecordKind:
     """The command that writes the file, in the imperative: `run evaluate`."""
 
 
-def write_record(path: Path, kind: RecordKind, content: Any) -> None:
+def write_record(path: Place, kind: RecordKind, content: Any) -> None:
     """Replace the record at `path`; a reader, also after a power cut, sees the old one or the new one.
 
     Raises TypeError for what JSON cannot hold, DiskSpaceError and StoreError where the disk refuses.
@@ -40,7 +39,7 @@ def write_record(path: Path, kind: RecordKind, content: Any) -> None:
     write_file(path, data)
 
 
-def read_record(path: Path, kind: RecordKind) -> Any:
+def read_record(path: Place, kind: RecordKind) -> Any:
     """Return the content of the record at `path`.
 
     Raises StoreNotFoundError where there is none, StoreDamagedError where it is not what was written or is a record of

@@ -10,6 +10,7 @@ import filelock
 
 from dalr_stream.errors import StoreLockedError
 from dalr_stream.storage.buckets.claim import claimed
+from dalr_stream.storage.buckets.sweep import sweep_records
 from dalr_stream.storage.layout import LOCK, require_no_links, require_store_or_empty, sweep, sweep_folder
 from dalr_stream.storage.places.path import BucketPath
 from dalr_stream.storage.places.place import Place, explained, make_folder
@@ -29,11 +30,17 @@ def locked(root: Place) -> Iterator[None]:
 
 
 @contextmanager
-def work_folder(root: Path, *within: str) -> Iterator[None]:
+def work_folder(root: Place, *within: str) -> Iterator[None]:
     """Hold a folder that is no store and has no other things in it, having cleared what a killed holder left.
 
-    That is looked for in the folder itself and in those that match the patterns `within`. Raises StoreLockedError.
+    That is looked for in the folder itself and in those that match the patterns `within`; in a bucket, in records two
+    names below `root` and in those of a store. Raises StoreLockedError.
     """
+    if isinstance(root, BucketPath):
+        with claimed(root):
+            sweep_records(root, 2)
+            yield
+        return
     with _held(root):
         with explained(root):
             for folder in (root, *(path for pattern in within for path in root.glob(pattern))):

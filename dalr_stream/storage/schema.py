@@ -72,6 +72,7 @@ PENDING = (
     ArraySpec("pending", ("row", "feature"), "that of the activations", "rows that fill no tile yet"),
     ArraySpec("pending_sample", ("row",), "int64", "the sample each of them came from"),
 )
+TENSOR = ArraySpec("<number>", ("byte",), "int8", "a tensor's bytes, row after row; shape and type are a value")
 STATE = ArraySpec("<number>", ("byte",), "int8", "a tensor's bytes as they lie in memory; shape and type are a value")
 LOW_RANK = (
     ArraySpec("basis", ("output", "rank"), "float64", "orthonormal columns U; up at rank k is its first k columns"),
@@ -180,6 +181,13 @@ RECORDS = (
         "accumulate",
         (STATE,),
         {"given": "what each call gave, with numbers in place of tensors"},
+    ),
+    RecordSpec(
+        "blocks/block-<number>/network",
+        "a block that was compressed layer after layer, block by block",
+        "compress_sequentially",
+        (TENSOR,),
+        {"tensors": "by name: the number of its array, type, shape and SHA-256"},
     ),
 )
 """Every kind of record there may be in a store."""

@@ -10,16 +10,20 @@ from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.progress import Silent
 from dalr_stream.streaming.ranks.link import tell
 from dalr_stream.workflow.runfile.project import Project
+from dalr_stream.workflow.steps.accumulate import VERB as ACCUMULATE
 from dalr_stream.workflow.steps.accumulate import fold_domain
+from dalr_stream.workflow.steps.blocks.sweep import VERB as SWEEP
+from dalr_stream.workflow.steps.blocks.sweep import share_in_sweep
 from dalr_stream.workflow.steps.capture import VERB as CAPTURE
 from dalr_stream.workflow.steps.capture import capture_domain
+
+_SHARES = {CAPTURE: capture_domain, ACCUMULATE: fold_domain, SWEEP: share_in_sweep}
 
 
 def follow(project: Project, ranks: Ranks) -> None:
     """Take part in what rank 0 announces, until it is done."""
     while told := tell(ranks, None):
-        share = capture_domain if told["verb"] == CAPTURE else fold_domain
-        share(project, told["domain"], Silent(), ranks)
+        _SHARES[told["verb"]](project, told["domain"], Silent(), ranks)
 
 
 def dismiss(ranks: Ranks) -> None:

@@ -2,15 +2,18 @@
 
 import os
 import sys
+import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from dying import Killed, process
 from stores_in_buckets import contents, names, whole_tiles
 
 import dalr_stream as ds
-from dalr_stream.errors import InvalidInputError, StoreNotFoundError
+from dalr_stream.errors import FingerprintMismatchError, ParameterIncreaseWarning, StoreNotFoundError
 from dalr_stream.storage.places.place import place_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine" / "blocks"))
@@ -21,6 +24,11 @@ from stopping import StopAfter, StoppedError
 
 small = partial(Tower, 3)
 LAYERS = ["blocks.*", "head"]
+CHOICES = {
+    "blocks.0.o": ds.LayerChoice("dalr_anchored_affine", 3),
+    "blocks.1.up": ds.LayerChoice("spectral", 6),
+    "blocks.1.down": ds.LayerChoice("dalr_anchored_affine", 2),
+}
 
 
 def accumulate(network, store, **options):
@@ -67,10 +75,72 @@ def test_moments_of_one_block_at_a_time(in_memory, tmp_path):
     assert all(torch.equal(tensor, written[name]) for name, tensor in expected.state_dict().items())
 
 
-def test_layer_after_layer_the_compressed_blocks_lie_on_a_disk(in_memory):
-    choices = {"blocks.1.up": ds.LayerChoice("spectral", 2)}
-    with pytest.raises(InvalidInputError, match=r"lies on a disk, and 'memory://.*' does not: give a folder"):
-        ds.compress_sequentially(made(small), batches(), choices, blocks=True, store=in_memory)
+def in_turn(network, store, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterIncreaseWarning)
+        return ds.compress_sequentially(network, batches(3), CHOICES, store=store, blocks=True, **options)
+
+
+def saved(found, folder):
+    """Return the bytes of the compressed network that a result is, written block by block."""
+    ds.compress_into(found.network, {}, folder)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name.startswith("model")}
+
+
+def facts(found):
+    return [found.passes, {name: (one.inherited, one.error, one.target) for name, one in found.layers.items()}]
+
+
+@pytest.mark.parametrize("stop", [5, *in_soak(11, 17, 22)])
+def test_layer_after_layer_the_compressed_blocks_lie_in_the_bucket_too(store, tmp_path, stop):
+    network = ds.open_network(small, in_shards(made(small), tmp_path / "weights"))
+    expected = in_turn(network, tmp_path / "folder")
+    with pytest.raises(StoppedError):
+        in_turn(network, store, progress=StopAfter(stop))
+    notes = Notes()
+    found = in_turn(network, store, progress=notes)
+    assert facts(found) == facts(expected)
+    assert saved(found, tmp_path / "from-bucket") == saved(expected, tmp_path / "from-folder")
+    assert any("GiB of '" + store in note and "of compressed blocks" in note for note in notes.said)
+    assert {name.split("/")[1] for name in names(store) if "block-" in name} == {"block-0000", "block-0001"}
+    assert not any("passes" in name or "unfinished" in name for name in names(store))
+    notes = Notes()
+    assert facts(in_turn(network, store, progress=notes)) == facts(expected)
+    assert notes.started == []
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_layer_after_layer_killed_at_any_put_it_ends_in_the_same_and_leaves_no_litter(in_memory, done, soak):
+    network = made(small)
+    with process() as writes:
+        expected = in_turn(network, in_memory)
+    of_a_block = [at for at, key in enumerate(writes) if "block-0001/network" in key]
+    some = {len(writes) // 3, 2 * len(writes) // 3, of_a_block[len(of_a_block) // 2], len(writes) - 3}
+    for at in range(len(writes)) if soak else sorted(some):
+        root = in_memory.replace("store.zarr", f"{at}.zarr")
+        with process(at, done=done), suppress(Killed):
+            in_turn(network, root)
+        with process():
+            found = in_turn(network, root)
+        assert facts(found) == facts(expected)
+        state = found.network.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.network.state_dict().items())
+        assert names(root) == names(in_memory)
+
+
+def test_a_compressed_block_that_is_gone_or_another_is_named(in_memory, tmp_path):
+    network = ds.open_network(small, in_shards(made(small), tmp_path / "weights"))
+    before = in_turn(network, in_memory).network
+    block = place_of(in_memory) / "blocks" / "block-0001" / "network"
+    head = (block / "zarr.json").read_bytes()
+    block.remove()
+    with pytest.raises(StoreNotFoundError, match=r"'memory://.*block-0001/network' was removed since the network was"):
+        ds.compress_into(before, {}, tmp_path / "small")
+    (block / "zarr.json").write_bytes(head)
+    with pytest.raises(FingerprintMismatchError, match=r"'memory://.*' was replaced since the network was opened"):
+        ds.compress_into(before, {}, tmp_path / "small")
+    assert facts(in_turn(network, in_memory))  # its tensors are gone: it is solved again
+    ds.compress_into(in_turn(network, in_memory).network, {}, tmp_path / "small")
 
 
 @pytest.mark.soak

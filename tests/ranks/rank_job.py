@@ -1,6 +1,7 @@
 """What one rank of a job does, by its environment.
 
-DO        accumulate, capture, memory, or blocks: accumulate a deeper network block by block, its weights on disk
+DO        accumulate, capture, memory, or blocks: accumulate a deeper network block by block, its weights on disk; or
+          sweep: compress it so, one block's moments at a time, into the folder that INTO names
 SEGMENT   segment_batches
 WIDE      features of layer "2"
 LIMIT     memory limit of a rank, in MiB
@@ -21,6 +22,7 @@ LOADED    the file to which each rank adds the numbers of the batches that it lo
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,6 +74,18 @@ def by_blocks(root, ranks):
         model, loader(), layers, store=root, rows=rows, folding=folding(), ranks=ranks, blocks=blocks
     )
     assert list(statistics) == (["one.0", "two.0", "two.2"] if ranks.first else [])
+
+
+def sweep(root, ranks):
+    model = ds.open_network(deep_network, os.environ["WEIGHTS"])
+    layers = ds.watch(model, ["one.0", "two.*"])
+    with ds.statistics_by_block(
+        model, loader(), layers, store=os.environ.get("STORE", root), folding=folding(), ranks=ranks
+    ) as statistics:
+        assert list(statistics) == (["one.0", "two.0", "two.2"] if ranks.first else [])
+        if ranks.first:
+            pairs = {name: partial(lambda name: ds.dalr(statistics[name]).at_rank(2), name) for name in statistics}
+            ds.compress_into(model, pairs, os.environ["INTO"], made_from="rank 2")
 
 
 def place_of(word):
@@ -167,6 +181,8 @@ def main(root):
                     Path(root).write_bytes(statistics["2"].inputs.scatter.tobytes())
             case "blocks":
                 by_blocks(root, ranks)
+            case "sweep":
+                sweep(root, ranks)
             case "accumulate":
                 ds.accumulate(model, loader(), layers, store=root, folding=folding(), ranks=ranks)
     if torch.distributed.is_initialized():

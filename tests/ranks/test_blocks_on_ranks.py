@@ -2,14 +2,20 @@
 
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+import torch
 from launching import launch
 from rank_job import deep_network
 from soaking import in_soak
 
 import dalr_stream as ds
+from dalr_stream.engine.blocks.accumulate import block_rows
+from dalr_stream.progress import Silent
+from dalr_stream.streaming.ranks.link import Alone, Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine" / "blocks"))
 from block_networks import files_of
@@ -79,6 +85,46 @@ def test_gradients_go_back_on_ranks_of_which_one_was_killed(weights, expected, t
     ended = launch(store, "blocks", 3, SEGMENT=segment, **settings)
     assert ended.codes == [0] * 3, ended.errors
     assert same_files(store, expected(segment, GRADIENTS="1")) == []
+
+
+@pytest.mark.parametrize(("segment", "die"), [("2", "1:3"), *in_soak(("0", "0:4"))])
+def test_one_blocks_moments_at_a_time_with_a_rank_killed_within_a_block(weights, tmp_path, segment, die):
+    found = []
+    third = tmp_path / "store" / "unfinished" / "target" / "@stream-2"
+    for store, ranks in (("one", (1,)), ("store", (2, 3))):
+        into = {"INTO": str(tmp_path / f"small-{store}"), "DIE": die, "DIE_WITH": str(third)}
+        for count in ranks:
+            ended = launch(tmp_path / store, "sweep", count, SEGMENT=segment, LOADER="dealing", **weights, **into)
+            killed = count == 2
+            assert sorted(ended.codes) == ([-9, 1] if killed else [0] * count), ended.errors
+            into.pop("DIE", None)
+        found.append(files_of(tmp_path / f"small-{store}"))
+        assert not list((tmp_path / store).glob("moments/target/*"))
+        assert not list((tmp_path / store).rglob("@*"))
+    assert found[0] == found[1]
+
+
+class Second(Alone):
+    """Rank 1 of two, of which the first agrees to everything."""
+
+    rank, ranks = 1, 2
+
+    def receive(self, rank):  # noqa: ARG002  # as links have it
+        return Message(defaultdict(lambda: ANY))
+
+
+def test_a_rank_leaves_folders_that_another_may_be_about_to_write_to(tmp_path):
+    model, batches = deep_network(), [torch.randn(5, 12), torch.randn(5, 12)]
+    layers = ds.watch(model, ["two.0"], gradients=["two.0"])
+    rows = ds.RowRule(gradients=ds.GradientRule())
+    feed = block_rows(
+        model, batches, layers, tmp_path, domain="target", blocks=True, rows=rows, progress=Silent(), link=Second()
+    )
+    made = tmp_path / "unfinished" / "target"
+    made.mkdir(parents=True)
+    assert feed._way_back is not None  # proved through records of its own, which it removes
+    assert made.is_dir()
+    assert not list(made.iterdir())
 
 
 @pytest.mark.soak

@@ -1,9 +1,12 @@
 """A run file on several ranks: rank 0 does the steps, the others their part of those that run the network."""
 
+import shutil
+
 import pytest
 from launching import launch
 from tiny_run_file import write_run
-from tower_run_file import write_tower
+from tower_run_file import differences, write_tower
+from tower_run_file import files as files_of
 
 from dalr_stream.storage.records.moments import load_moments, moments_path
 from dalr_stream.storage.store import ActivationStore
@@ -73,8 +76,14 @@ def test_a_network_that_goes_block_by_block(tmp_path):
     (one, before), (three, after) = found
     assert one == three
     assert [a.same_bits(b) for a, b in zip(before, after, strict=True)] == [True] * len(one.layers)
-    ended = run(
-        file, 2, "run", str(file), "--fresh", "--set", "accumulate.keep_moments=false", "--set", "compress.ratio=0.5"
-    )
-    assert ended.codes[0] == 1
-    assert "one process makes the sweep over the blocks: start it without a launcher" in ended.errors[0]
+    swept = []
+    for ranks in (1, 3):
+        settings = (*segments, "--set", "accumulate.keep_moments=false", "--set", "compress.ratio=0.5")
+        shutil.rmtree(file.parent / "out")
+        ended = run(file, ranks, "compress", str(file), *settings)
+        assert ended.codes == [0] * ranks, ended.errors
+        assert ended.errors[1:] == [""] * (ranks - 1)
+        left = files_of(file.parent / "out" / "compressed")
+        swept.append({name: data for name, data in left.items() if name.startswith("model")})
+    assert swept[0].keys() > {"model.safetensors.index.json"}
+    assert not differences(*swept)

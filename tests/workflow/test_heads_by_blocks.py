@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -73,8 +72,7 @@ NAMED = """
 
 
 @pytest.fixture
-def run_file(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "attention_blocks", raising=False)
+def run_file(tmp_path):
     (tmp_path / "attention_blocks.py").write_text(CODE)
     names = {}
     exec(CODE, names)  # noqa: S102  # the text above

@@ -1,7 +1,5 @@
 """Heads into which positions are rotated, in a run file: solved, stored, evaluated, sized and saved by whole pairs."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -70,8 +68,7 @@ HEADS = '[compress]\n"*.o" = { method = "heads", size = 4 }\n'
 
 
 @pytest.fixture
-def opened(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "rotary_run", raising=False)
+def opened(tmp_path):
     (tmp_path / "rotary_run.py").write_text(CODE)
 
     def make(*overrides, named="", sizes=None):

@@ -1,7 +1,5 @@
 """Masks, chosen positions and watched outputs in a run file."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -95,8 +93,7 @@ def run_file(tmp_path):
     (tmp_path / "token_run.py").write_text(CODE)
     path = tmp_path / "run.toml"
     path.write_text(RUN_FILE)
-    yield path
-    sys.modules.pop("token_run", None)
+    return path
 
 
 def opened(run_file, *overrides, fresh=False):

@@ -18,13 +18,6 @@ from dalr_stream.workflow.starter import write_starter
 from dalr_stream.workflow.steps.sizes.compression import Compression
 
 
-@pytest.fixture(autouse=True)
-def _no_module_stays():
-    """Each starter has modules of the same names."""
-    yield
-    _forget_modules()
-
-
 def _forget_modules():
     for name in ("my_network", "my_data"):
         sys.modules.pop(name, None)

@@ -74,6 +74,14 @@ def test_what_is_not_declared_is_noticed(finished_file):
     assert list(undeclared(store)) == [mean.parent.with_name("median")]
 
 
+def test_compressed_blocks_are_on_the_page(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)).eval()
+    choices = {"1": ds.LayerChoice("dalr_anchored_affine", 1)}
+    ds.compress_sequentially(model, [torch.randn(9, 6)], choices, store=tmp_path, blocks=True)
+    assert [path.name for path in tmp_path.glob("blocks/block-*/network/*/zarr.json")]
+    assert not list(undeclared(tmp_path))
+
+
 def test_checkpoints_are_on_the_page(tmp_path):
     pending = {"pending": np.zeros((2, 3)), "pending_sample": np.zeros(2, np.int64)}
     Checkpoints(tmp_path, "target", "fc1", {}).save("0", SavedFold(pending=pending))

@@ -57,8 +57,7 @@ def killed_at(monkeypatch, place):
 
 
 @pytest.fixture
-def run_file(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "tower", raising=False)
+def run_file(tmp_path):
     return write_tower(tmp_path / "run")
 
 

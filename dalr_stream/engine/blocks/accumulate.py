@@ -63,12 +63,9 @@ def from_blocks(  # noqa: PLR0913  # those of accumulate
     """Do what `accumulate` does, block by block."""
     folding, progress = folding or Folding(), progress or Silent()
     root, link = store_of(store), ranks or Alone()
-    if link.ranks > 1:
-        require_for_ranks(model, batches, link.ranks)
     said = Silent() if link.rank else progress
     feed = block_rows(model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=said, link=link)
     with uncached(model):
-        require_same_on_all(link, {"list of blocks": [list(block) for block in feed.passes.blocks]})
         network = feed.network()
         record = fold_into(root, domain, feed, network, folding, progress, link)
     if link.rank:
@@ -95,6 +92,9 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     require_layers(layers)
     require_batches(batches)
     require_eval(model)
+    link = link or Alone()
+    if link.ranks > 1:
+        require_for_ranks(model, batches, link.ranks)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
     rule = (rows or RowRule()).of_layers(layers)
     probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
@@ -105,7 +105,7 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
             f"blocks: {len(passes)} passes, '{passes.blocks[0][0]}' to '{passes.blocks[-1][-1]}'; block by block the "
             "first batch gives the network's own outputs, to the bit"
         )
-    link = link or Alone()
+    require_same_on_all(link, {"list of blocks": [list(block) for block in passes.blocks]})
     feed = BlockRows(
         model, batches, layers, rule,
         root=root, domain=domain, passes=passes, pieces=pieces, probe=probe, keeps_moments=keeps_moments, link=link,

@@ -210,7 +210,7 @@ class BlockRows(LayerRows):
         try:
             places = proof.places(streams)
         finally:
-            streams[0].drop()
+            streams[0].drop(others_write=self.link.ranks > 1)
         facts = {**self._facts, "gradients": gradients.words}
         return WayBack(self.root, self.domain, facts, self.order, places, removes=self.link.rank == 0)
 

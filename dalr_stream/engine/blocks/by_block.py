@@ -20,6 +20,8 @@ from dalr_stream.engine.blocks.accumulate import block_rows, store_of
 from dalr_stream.engine.blocks.block_rows import BlockRows
 from dalr_stream.engine.fold_passes import passes_into
 from dalr_stream.engine.layer_moments import LayerMoments, OnDemand
+from dalr_stream.engine.ranks.passes import common_facts, end_of, require_same_on_all, take_part
+from dalr_stream.engine.ranks.ranks import Ranks
 from dalr_stream.engine.statistics import Statistics, Weights
 from dalr_stream.errors import InvalidInputError, StoreNotFoundError
 from dalr_stream.network.blocks.passes import Blocks
@@ -53,6 +55,7 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     rows: RowRule | None = None,
     folding: Folding | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Statistics]:
     """Give statistics whose moments are made block by block, when they are asked for, and kept for one block alone.
 
@@ -67,6 +70,10 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     store
         A folder, or the URL of a store in a bucket, for the moments and the stream between blocks. A call that was
         killed resumes from it; on leaving without an error what it holds of the domain is removed.
+    ranks
+        From `open_ranks`: the network runs on a share of the batches in each process, and all of them see the store.
+        Rank 0 has the layers, and whatever is made of them is its work; the others do their share before the block
+        begins, where they have none.
 
     Yields
     ------
@@ -101,19 +108,29 @@ def statistics_by_block(  # noqa: PLR0913  # those of accumulate
     >>> ds.load(folder, build)[2][0].out_features
     2
     """
-    folding, progress, root = folding or Folding(), progress or Silent(), store_of(store)
-    _require_nothing_kept(root, domain)
+    folding, root, link = folding or Folding(), store_of(store), ranks or Alone()
+    progress = Silent() if link.rank else progress or Silent()
+    if link.rank == 0:
+        _require_nothing_kept(root, domain)
     feed = block_rows(
-        model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress, keeps_moments=False
-    )
+        model, batches, layers, root, domain=domain, blocks=blocks, rows=rows, progress=progress, keeps_moments=False,
+        link=link,
+    )  # fmt: skip
     with uncached(model):
         network = feed.network()
-    sweep = _Sweep(feed, folding, passes_into(root, domain, feed, network, folding, progress, Alone(), keep=False))
+        require_same_on_all(link, common_facts(feed, network.fingerprint, folding))
+        if link.rank:
+            take_part(feed, folding, link)
+    if link.rank:
+        yield Statistics(network.layers, LayerMoments({}), partial(_weights, feed))
+        return
+    sweep = _Sweep(feed, folding, passes_into(root, domain, feed, network, folding, progress, link, keep=False))
     try:
         yield Statistics(sweep.in_turn(network.layers), sweep.moments, partial(_weights, feed))
     finally:
         sweep.passes.close()
         sweep.over = True
+    end_of(link, progress)
     feed.finish()
     forget_moments(root, domain)
 

@@ -74,9 +74,10 @@ def compress_sequentially(  # noqa: PLR0913  # what is compressed, how, and wher
     source
         Batches of the source domain, where MoMaSP is among the methods.
     store
-        A folder in which each pass keeps its moments, and resumes after a kill. Compressing again at other sizes,
-        ridges or methods, passes whose layers read the same as before start from there: the batches are loaded once
-        and compared, and no network is run. When all layers are done, moments of earlier sequences are removed.
+        A folder, or a URL in a bucket, where each pass keeps its moments, and resumes after a kill. Compressing again
+        at other sizes, ridges or methods, passes whose layers read the same as before start from there: the batches are
+        loaded once and compared, and no network is run. When all layers are done, moments of earlier sequences are
+        removed.
     blocks
         Compress block by block, one block in memory at a time and what the blocks of both networks give in `store`:
         True finds the blocks, or the names of the `nn.ModuleList`s or `nn.Sequential`s that they are members of. One

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.sizes.candidates import Candidates
-from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, Sizes, named
+from dalr_stream.engine.sizes.measuring import MeasureAll, Measured, Outcome, SizedNetwork, Sizes, named, number_of
 from dalr_stream.engine.sizes.menus import Menu
 from dalr_stream.errors import NonFiniteError, StoreError, UnsupportedLayerError
 from dalr_stream.network.blocks.changed_piece import Cut
@@ -32,14 +32,14 @@ _MEASURED = RecordKind("measured networks", 1, "run compress")
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoreAsked:
     """A score, where there is one beside the distance."""
 
     question: Question
-    checked: Callable[[float], float]
-    """Raises InvalidInputError for a value that it cannot have."""
     samples: int = 0
     """That it is taken on, about."""
+    checked: Callable[[float], float] = float
+    """Raises InvalidInputError for a value that it cannot have."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ByBlocks:
     folder: Path
     """Where what blocks give lies meanwhile, and what was measured."""
     blocks: Blocks = True
-    score: Score | None = None
+    score: ScoreAsked | None = None
     higher: bool = True
     progress: Progress = field(default_factory=Silent)
     made_from: str | None = None
@@ -98,7 +98,7 @@ class ByBlocks:
         scored: bool,
     ) -> list[Outcome]:
         score = self.score if scored else None
-        questions = [_question_of(self.distance), *([] if score is None else [score.question])]
+        questions = [distance_asked(self.distance, self.model), *([] if score is None else [score.question])]
         variants = [variant for _, variant in wanted]
         found: list[Outcome] = []
         outcomes = self.candidates.outcomes(variants, questions, progress, title, made_from)
@@ -142,27 +142,30 @@ def _plain(menu: Menu, one: SizedNetwork) -> list[Any]:
     return [[layer, menu.method(layer, family).value, size] for layer, (family, size) in one.sizes.items()]
 
 
-def _question_of(distance: OutputDistance) -> Question:
-    """Return what a distance asks of networks: the distance, or the error that it is not finite."""
+def distance_asked(distance: OutputDistance, model: nn.Module) -> Question:
+    """Return what a distance asks of networks that `model` may become: it, or the error that it is not finite.
+
+    Where another network's outputs are the reference, that one is run whole for them.
+    """
 
     def take_further(network: nn.Module, batch: Any) -> None:
         call(network, inputs_copied(batch))
 
     def answer(network: nn.Module, original: nn.Module) -> float | NonFiniteError:
         try:
-            return distance.between(original, network)
+            return distance.between(original if distance.model is model else distance.model, network)
         except NonFiniteError as error:
             return error
 
     return Question(distance.batches, take_further, answer)
 
 
-def _measured(words: str, answers: Sequence[Any], score: Score | None) -> Measured:
-    gap, value = answers[0], None if score is None else score.checked(float(answers[1]))
+def _measured(words: str, answers: Sequence[Any], score: ScoreAsked | None) -> Measured:
     with named(words):
-        if isinstance(gap, NonFiniteError):
-            raise gap
-    return Measured(gap, value)
+        for answer in answers:
+            if isinstance(answer, NonFiniteError):
+                raise answer
+    return Measured(answers[0], None if score is None else score.checked(number_of(answers[1], words)))
 
 
 @contextmanager

@@ -81,11 +81,11 @@ class OneByOne:
 def measured(small: nn.Module, words: str, distance: Measure, score: Measure | None) -> Measured:
     """Return what a network is measured at; raises NonFiniteError, which names it by `words`."""
     with named(words):
-        gap = distance(small)
-    return Measured(gap, None if score is None else _number(score(small), words))
+        gap, value = distance(small), None if score is None else score(small)
+    return Measured(gap, None if score is None else number_of(value, words))
 
 
-def _number(score: object, words: str) -> float:
+def number_of(score: object, words: str) -> float:
     """Return a score; raises InvalidInputError where it is no number, NonFiniteError for NaN, which has no place."""
     try:
         value = float(score)  # type: ignore[arg-type]  # whatever a function of the user's returns

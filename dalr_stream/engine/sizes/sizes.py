@@ -11,7 +11,7 @@ from typing import overload
 from torch import nn
 
 from dalr_stream.engine.sequential.layer_choice import LayerChoice
-from dalr_stream.engine.sizes.benches import bench_of
+from dalr_stream.engine.sizes.benches import bench_of, score_by_blocks
 from dalr_stream.engine.sizes.choice import SizeChoice, require_affordable
 from dalr_stream.engine.sizes.measuring import Measure, Sizes
 from dalr_stream.engine.sizes.menus import InTurn, Menu, choose_from
@@ -19,6 +19,7 @@ from dalr_stream.engine.sizes.one_network import require_one_network
 from dalr_stream.engine.sizes.solver import PLAIN, WEIGHTED, WEIGHTED_IN_WORDS, Solver, is_felt
 from dalr_stream.engine.statistics import Statistics
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.network.structure.recorded import Groups
 from dalr_stream.network.surgery.compress import Replacement
@@ -130,7 +131,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     multiple_of
         Use only sizes that are multiples of it, and layers as they are.
     score
-        Called with a network: it chooses among the candidates, and the distance among equals.
+        Called with a network: it chooses among the candidates, and the distance among equals. Of a network from
+        `open_network`, whose candidates are never there whole, a `Score(metric, batches)` or an `OutputDistance`.
     higher
         Whether more of the score is better.
     in_turn
@@ -154,7 +156,9 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     InvalidInputError
         Where a share is no number in 0..1, two methods are of one family, the smallest sizes cost more than the budget,
         heads are named and no attention is known, for statistics or a distance of another network, a score that is no
-        number, `in_turn` that gives no network, and for a score of a network from `open_network`.
+        number, `in_turn` that gives no network, and for a function as score of a network from `open_network`.
+    UnsupportedLayerError
+        Where the metric of its score does more with a network than call it.
     NonFiniteError
         Where a network's outputs are not finite, or its score is NaN.
 
@@ -195,6 +199,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     True
     """
     _require_shares(share if isinstance(share, Sequence) and not isinstance(share, str) else [share])
+    if weights_elsewhere(model) is not None:
+        score_by_blocks(model, score)  # before anything is solved
     named = [parse_choice(Method, method, "method") for method in methods or PLAIN]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")

@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, SequentialSampler
 
+from dalr_stream.network.capture.batches import samples_in
+
 
 @runtime_checkable
 class Restorable(Protocol):
@@ -47,6 +49,12 @@ def length_of(batches: object) -> int | None:
         return len(batches) if isinstance(batches, Sized) else None
     except (TypeError, NotImplementedError):
         return None
+
+
+def most_samples(batches: Iterable[Any]) -> int:
+    """Return how many samples there are at most, where there is a length: as many as the first batch has in each."""
+    first = next(iter(batches), None)
+    return 0 if first is None else samples_in(first) * (length_of(batches) or 1)
 
 
 def can_resume(batches: Iterable[Any]) -> bool:

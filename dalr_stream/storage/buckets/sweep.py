@@ -33,11 +33,16 @@ def sweep(root: BucketPath) -> None:
     """Delete what killed writers left in a store; call it with the store claimed."""
     for kind, depth in KINDS.items():
         if kind != "activations":
-            root.bucket.delete(_unnamed_arrays(root / kind, depth + 1))
+            sweep_records(root / kind, depth + 1)
     for domain in (root / "activations").folders():
         for layer in domain.folders():
             if not (layer / HEAD).is_file():
                 layer.remove()
+
+
+def sweep_records(folder: BucketPath, depth: int) -> None:
+    """Delete arrays that the records, so many levels below a folder, do not name."""
+    folder.bucket.delete(_unnamed_arrays(folder, depth))
 
 
 def _unnamed_arrays(folder: BucketPath, depth: int) -> Iterator[str]:

@@ -117,6 +117,12 @@ class BucketPath:
         self.bucket.delete(sorted(heads))
         self.bucket.delete(key for key in keys if key not in heads)
 
+    def remove_object(self) -> None:
+        """Delete the object alone."""
+        for claim in self._claims():
+            claim.require()
+        self.bucket.delete([self.key])
+
     def _claims(self) -> list[Any]:
         return [claim for key, claim in self.bucket.claims.items() if self.key.startswith(f"{key}/")]
 

@@ -77,6 +77,14 @@ def remove_folder(place: Place) -> None:
         durable.remove_folder(place)
 
 
+def remove_file(place: Place) -> None:
+    """Remove a file or an object that may be absent."""
+    if isinstance(place, BucketPath):
+        place.remove_object()
+    else:
+        place.unlink(missing_ok=True)
+
+
 def explained(place: Place) -> AbstractContextManager[None]:
     """Turn a failure to write into an error that names the place and the remedy."""
     return place.bucket.explained(place.key) if isinstance(place, BucketPath) else durable.explained(place)

@@ -436,3 +436,35 @@ def test_rows_that_are_not_proved(tmp_path):
     for name, blocks in (("whole", None), ("blocks", True)):
         ds.accumulate(model, batches(), ds.watch(model, LAYERS), store=tmp_path / name, rows=rule, blocks=blocks)
     assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+
+
+class WithNothing(nn.Module):
+    """Each block also takes, and gives, a tensor without elements."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(6, 6)
+
+        def forward(self, x, nothing):
+            return x + self.up(torch.cat((x, nothing), 1)), nothing[:, :0]
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x):
+        x = self.stem(x)
+        nothing = x[:, :0]
+        for block in self.blocks:
+            x, nothing = block(x, nothing)
+        return self.head(x)
+
+
+def test_a_tensor_without_elements_between_blocks(tmp_path):
+    model, data = made(WithNothing), list(torch.randn(9, 4, generator=torch.Generator().manual_seed(2)).split(4))
+    layers = ds.watch(model, ["blocks.*"])
+    ds.accumulate(model, data, layers, store=tmp_path / "whole")
+    ds.accumulate(model, data, layers, store=tmp_path / "blocks", blocks=True)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []

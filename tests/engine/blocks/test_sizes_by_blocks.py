@@ -14,10 +14,16 @@ from block_networks import Tower, batches, in_shards, made
 from stopping import StopAfter, StoppedError
 
 import dalr_stream as ds
-from dalr_stream.engine.sizes.by_blocks import ByBlocks, Score
+from dalr_stream.engine.sizes.by_blocks import ByBlocks, ScoreAsked
 from dalr_stream.engine.sizes.measuring import Measured, SizedNetwork
 from dalr_stream.engine.sizes.menus import Menu
-from dalr_stream.errors import DiskSpaceError, InvalidInputError, NonFiniteError, ParameterIncreaseWarning
+from dalr_stream.errors import (
+    DiskSpaceError,
+    InvalidInputError,
+    NonFiniteError,
+    ParameterIncreaseWarning,
+    UnsupportedLayerError,
+)
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.blocks.scored import question_of
 from dalr_stream.network.blocks.side_by_side import SideBySide
@@ -121,7 +127,7 @@ def whole(model, solutions=None, data=None):
 
 
 def test_all_networks_are_measured_as_each_is_alone(tmp_path):
-    score = Score(question_of(likelihood, batches(2)), lambda value: value)
+    score = ScoreAsked(question_of(likelihood, batches(2)))
     model, by_blocks = bench(tmp_path, score=score)
     assert measured(by_blocks, scored=True) == whole(model, data=batches(2))
     assert measured(by_blocks) == whole(model)
@@ -183,7 +189,66 @@ def test_a_network_that_is_not_finite_is_named(tmp_path):
         measured(by_blocks, Drawn("blocks.2.down"))
 
 
-def test_a_score_of_a_whole_network_is_refused(tmp_path):
+SCORES = {
+    "metric": (lambda _: ds.Score(likelihood, batches(2)), True),
+    "distance": (lambda network: ds.OutputDistance(network, batches(2), rows=ROWS, distance="kl"), False),
+    "distance from another": (lambda _: ds.OutputDistance(made(Small, seed=7), batches(2), rows=ROWS), False),
+}
+
+
+@pytest.mark.parametrize("which", SCORES)
+def test_candidates_are_chosen_by_the_score_that_each_has_in_memory(which, tmp_path):
+    model = made(Small)
+    score_of, higher = SCORES[which]
+    whole, by_blocks = (
+        chosen(one, tmp_path / f"{number}", 0.6, score=score_of(one), higher=higher)
+        for number, one in enumerate((model, ds.open_network(Small, in_shards(model, tmp_path / "weights"))))
+    )
+    assert told(by_blocks) == told(whole)
+    values = [one.score for one in by_blocks.choice.candidates]
+    assert values == [one.score for one in whole.choice.candidates]
+    assert values == sorted(values, reverse=higher)
+    assert len(set(values)) > 1
+
+
+def test_a_distance_from_another_network_is_one_in_both_ways(tmp_path):
+    other = made(Small, seed=7)
+    model, by_blocks = bench(tmp_path)
+    by_blocks.distance = distance = ds.OutputDistance(other, batches(3), samples=10)
+    found = [one.distance for one in measured(by_blocks)]
+    menu = Menu(Drawn(), [])
+    assert found == [distance(ds.compress(model, menu.replacements(one.sizes))) for one in networks()]
+    assert found[-1] > 0.0
+
+
+def test_a_score_that_is_no_number_is_named(tmp_path):
+    _, by_blocks = bench(tmp_path)
+    for value, error in ((None, InvalidInputError), (float("nan"), NonFiniteError)):
+        by_blocks.score = ScoreAsked(question_of(lambda *given, value=value: likelihood(*given) and value, batches(1)))
+        with pytest.raises(error, match=r"blocks\.0\.up: the score must be a number, got (None|nan)"):
+            measured(by_blocks, scored=True)
+
+
+def looks_inside(model, data):
+    return likelihood(model, data) + float(model.blocks[1].up.weight.sum())
+
+
+def test_a_score_that_cannot_go_block_by_block_is_refused_before_anything_is_solved(tmp_path, monkeypatch):
+    monkeypatch.setattr("dalr_stream.engine.sizes.sizes.Solver", None)  # not called
     network = ds.open_network(Small, in_shards(made(Small), tmp_path / "weights"))
-    with pytest.raises(InvalidInputError, match=r"no candidate is there whole for a score.*leave score out"):
+    with pytest.raises(InvalidInputError, match=r"give Score\(metric, batches\), whose metric calls .* got a function"):
         chosen(network, tmp_path / "store", 0.6, score=lambda _: 1.0)
+    for metric, reason in (
+        (lambda *_: 1.0, "does not call the network"),
+        (lambda model, _: model.blocks[0], "no attr"),
+    ):
+        with pytest.raises(UnsupportedLayerError, match=f"the metric of score= may do no more .*{reason}"):
+            chosen(network, tmp_path / "store", 0.6, score=ds.Score(metric, batches(1)))
+    with pytest.raises(InvalidInputError, match=r"gone through again, a list or a DataLoader say, got a generator"):
+        ds.Score(likelihood, (one for one in batches(1)))
+
+
+def test_a_metric_that_looks_inside_after_its_calls_is_refused(tmp_path):
+    network = ds.open_network(Small, in_shards(made(Small), tmp_path / "weights"))
+    with pytest.raises(UnsupportedLayerError, match=r"the metric of score= may do no more .*'Module' object"):
+        chosen(network, tmp_path / "store", 0.6, score=ds.Score(looks_inside, batches(1)))

@@ -24,6 +24,12 @@ def folder(tmp_path):
         del sys.modules[name]
 
 
+@pytest.mark.parametrize("value", [1, 2])
+def test_what_one_test_imports_hides_nothing_from_the_next(value, tmp_path):
+    (tmp_path / "left_over.py").write_text(f"def f(): return {value}\n")
+    assert UserModules(tmp_path).resolve("left_over:f", "network.build")() == value
+
+
 def digest(folder, *names):
     return UserModules(folder).digest(names)
 

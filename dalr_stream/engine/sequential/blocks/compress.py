@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.sequential.blocks.block_record import BlockRecord
+from dalr_stream.engine.sequential.blocks.block_record import BlockRecord, plan_of
 from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.blocks.preparation import Preparation, PreparedBlock
@@ -76,7 +75,8 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         orders, orders_of_source = (
             None if one is None else prove(model, one, read, rule, walk) for one in (seen, beside)
         )
-        _require_disk(root, BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys)))
+        cost = BlockSequenceCost.of(prepared.values(), kept.sample_bytes, kept.samples * len(known.keys))
+        _require_room(root, cost, progress)
         made_from = {
             "network": fingerprint(model), "blocks": [list(one) for one in passes.blocks], "batches": known.identity,
         }  # fmt: skip
@@ -88,8 +88,8 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
                 folding, rule, progress,
             )  # fmt: skip
             sweep.run()
-            records = [BlockRecord(root, number) for number in sorted(prepared)]
-            small = reassembled(model, {record.weights: record.plan for record in records})
+            compressed = [BlockRecord(root, number).tensors for number in sorted(prepared)]
+            small = reassembled(model, [(plan_of(block), block) for block in compressed])
     return SequentialCompression(small, _passes(prepared), sweep.outcomes)
 
 
@@ -97,22 +97,23 @@ def _passes(prepared: Mapping[int, PreparedBlock]) -> tuple[tuple[str, ...], ...
     return tuple(group for number in sorted(prepared) for group in prepared[number].passes)
 
 
-def _folder(store: str | Place | None) -> Path:
+def _folder(store: str | Place | None) -> Place:
     if store is None:
         raise InvalidInputError(
             "compress_sequentially: block by block, what the blocks give lies in a store: give store=..."
         )
-    root = place_of(store)
-    if isinstance(root, BucketPath):
-        raise InvalidInputError(
-            f"compress_sequentially: block by block, what the blocks give lies on a disk, and '{root}' does not: give "
-            "a folder as store"
-        )
-    return root / FOLDER
+    return place_of(store) / FOLDER
 
 
-def _require_disk(root: Path, cost: BlockSequenceCost) -> None:
+def _require_room(root: Place, cost: BlockSequenceCost, progress: Progress) -> None:
     """Raise DiskSpaceError where two streams, the largest block's moments and the compressed blocks do not fit."""
+    if isinstance(root, BucketPath):
+        most, kept = (size / 2**30 for size in (cost.disk_bytes, cost.weights_bytes))
+        progress.note(
+            f"blocks: compressing them takes up to {most:,.1f} GiB of '{root}' meanwhile; up to {kept:,.1f} stay, of "
+            "compressed blocks"
+        )
+        return
     existing = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     held = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

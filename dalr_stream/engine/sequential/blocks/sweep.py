@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -36,10 +35,10 @@ from dalr_stream.network.capture.resuming.given import UsedError
 from dalr_stream.network.capture.resuming.kept_states import Room
 from dalr_stream.network.capture.resuming.stored_states import COMPRESSED, STREAM, StoredStream
 from dalr_stream.network.capture.row_rule import RowRule
-from dalr_stream.network.saved import checkpoint
 from dalr_stream.progress import Progress
 from dalr_stream.storage.json_record import RecordKind, digest_of, read_record, write_record
 from dalr_stream.storage.layout import UNFINISHED
+from dalr_stream.storage.places.place import Place, remove_file
 from dalr_stream.streaming.folding import Folding
 
 _REACHED = RecordKind("sweep over blocks", 1, "compress by blocks")
@@ -50,7 +49,7 @@ class Sweep:
     """A network on its way through its blocks."""
 
     model: nn.Module
-    root: Path
+    root: Place
     passes: BlockPasses
     pieces: Pieces
     known: KnownBatches
@@ -88,7 +87,7 @@ class Sweep:
 
     def drop(self) -> None:
         """Remove the streams between blocks, and how far they came."""
-        self._mark.unlink(missing_ok=True)
+        remove_file(self._mark)
         for compressed in (True, False):
             self._stream(0, compressed=compressed).drop()
 
@@ -145,8 +144,8 @@ class Sweep:
 
     def _kept(self, number: int, now: BlockNetwork) -> BlockNetwork:
         """Return a block that was compressed before."""
-        kept = checkpoint.load(BlockRecord(self.root, number).network, now.own_copy)
-        assert isinstance(kept, BlockNetwork)  # noqa: S101  # for the type checker: `own_copy` makes one
+        kept = now.own_copy()
+        BlockRecord(self.root, number).load_into(kept)
         return kept
 
     def _solve(self, block: PreparedBlock, then: BlockNetwork, now: BlockNetwork) -> SequentialCompression:
@@ -221,7 +220,7 @@ class Sweep:
         return digest_of(dict(self.made_from))
 
     @property
-    def _mark(self) -> Path:
+    def _mark(self) -> Place:
         return self.root / UNFINISHED / TARGET / "sweep.json"
 
     def _left(self, number: int, *, compressed: bool) -> LeftInStore:

@@ -26,6 +26,7 @@ from dalr_stream.errors import StoreDamagedError, StoreNotFoundError, Unsupporte
 from dalr_stream.network.capture.resuming.calls import Call
 from dalr_stream.network.capture.resuming.given import Form, form_of, mapped, tensors_in
 from dalr_stream.network.capture.resuming.kept_states import Room, State
+from dalr_stream.network.layers.tensor_bytes import bytes_of, of_bytes
 from dalr_stream.storage import schema
 from dalr_stream.storage.layout import UNFINISHED, remove_empty
 from dalr_stream.storage.places.place import Place, remove_folder
@@ -113,11 +114,12 @@ class StoredStream:
         for number in range(self.number, len(self.places) if self.removes else 0):
             remove_folder(self._folder(number))
 
-    def drop(self) -> None:
-        """Remove all records of all passes."""
+    def drop(self, *, others_write: bool = False) -> None:
+        """Remove all records of all passes, and folders that are empty then, where no other process may need them."""
         for number in range(len(self.places) + 1):
             remove_folder(self._folder(number))
-        remove_empty(self.root)
+        if not others_write:
+            remove_empty(self.root)
 
     def _read(self, producer: int, key: int, ways: Sequence[Call], *, forms: bool) -> dict[Call, Any]:
         path = self._path(producer, key)
@@ -190,7 +192,7 @@ def _value(plain: Any, arrays: Arrays, tensors: dict[int, torch.Tensor]) -> Any:
     if number is None or str(number) not in arrays:
         return form
     if number not in tensors:
-        flat = torch.from_numpy(arrays[str(number)]).view(form.dtype)
+        flat = of_bytes(arrays[str(number)], form.dtype)
         tensors[number] = flat.as_strided(form.shape, form.strides).to(form.device)
     return tensors[number]
 
@@ -212,6 +214,4 @@ def _numbers(plain: Any) -> set[int]:
 def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int8]:
     """Return the bytes of a tensor that fills its memory, in the order in which they lie there."""
     here = tensor.detach().cpu()
-    flat = here.as_strided((here.numel(),), (1,), here.storage_offset())
-    array: NDArray[np.int8] = flat.view(torch.int8).numpy()
-    return array
+    return bytes_of(here.as_strided((here.numel(),), (1,), here.storage_offset()))

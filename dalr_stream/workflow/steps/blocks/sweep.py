@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from dalr_stream._version import __version__
 from dalr_stream.engine.blocks.by_block import statistics_by_block
+from dalr_stream.engine.ranks.ranks import Ranks
+from dalr_stream.engine.statistics import Statistics
 from dalr_stream.engine.stores.store_view import StoreView
 from dalr_stream.errors import ConfigError, StoreNotFoundError
 from dalr_stream.network.blocks.compress_into import compress_into
 from dalr_stream.network.saved import checkpoint
 from dalr_stream.network.saved.shard_writer import working_folder
 from dalr_stream.network.surgery.compress import parameter_count
+from dalr_stream.progress import Progress
 from dalr_stream.report.records.results import LayerResults, layer_of_plain
 from dalr_stream.storage.durable import remove_folder
 from dalr_stream.storage.json_record import RecordKind, digest_of
@@ -33,6 +36,8 @@ from dalr_stream.workflow.steps.blocks.swept_layers import ABSENT, SweptLayers
 from dalr_stream.workflow.steps.session import Session
 from dalr_stream.workflow.steps.step import read_stamped, write_stamped
 
+VERB = "sweep"
+"""What other ranks are told."""
 SWEPT = RecordKind("swept layers", 1, "run compress")
 _BEGUN = RecordKind("sweep that was begun", 1, "run compress")
 
@@ -55,7 +60,6 @@ def sweep(session: Session, fingerprint: str) -> None:
     """Go from the weights to the compressed network; killed, the same command goes on in that block."""
     project = session.project
     capture.require_own_store(session)
-    _require_alone(session)
     swept = SweptLayers(project, project.prospect(project.recorded), fingerprint, session.progress)
     for layer in swept.layers:
         swept.method(layer)
@@ -66,13 +70,10 @@ def sweep(session: Session, fingerprint: str) -> None:
     _finish(session, swept)
 
 
-def _require_alone(session: Session) -> None:
-    """Raise ConfigError for several ranks: a block is solved before the next one is run."""
-    if session.ranks.ranks > 1:
-        raise ConfigError(
-            "accumulate.keep_moments: is false, and one process makes the sweep over the blocks: start it without a "
-            "launcher, or let the ranks accumulate, --set accumulate.keep_moments=true"
-        )
+def share_in_sweep(project: Project, domain: str, progress: Progress, ranks: Ranks) -> None:
+    """Do another rank's part of the sweep that rank 0 makes."""
+    with project.code.importing(), _statistics(project, domain, progress, ranks):
+        pass
 
 
 def _require_nothing_kept(session: Session) -> None:
@@ -110,30 +111,35 @@ def _begin(session: Session, fingerprint: str) -> None:
 
 def _write(session: Session, swept: SweptLayers) -> None:
     project, target = session.project, session.project.config.solve.target
-    with project.code.importing(), capture.naming_fresh(), _naming_fresh():
-        opened = statistics_by_block(
+    session.announce(VERB, target)
+    sweep = partial(_statistics, project, target, session.progress, session.ranks)
+    with project.code.importing(), capture.naming_fresh(), _naming_fresh(), sweep() as statistics:
+        checkpoint.remove_remnant(project.compressed)
+        compress_into(
             project.recorded,
-            project.code.batches(target),
-            project.watched,
-            store=project.store,
-            domain=target,
-            blocks=project.config.network.blocks or True,
-            rows=project.code.rows,
-            folding=project.folding(target),
+            {layer: partial(swept.replacement, statistics, layer) for layer in swept.layers},
+            project.compressed,
+            example=project.code.first_batch,
+            provenance=lambda: swept.provenance,
+            made_from=swept.fingerprint,
+            last_first=bool(project.config.network.gradients),
             progress=session.progress,
         )
-        with opened as statistics:
-            checkpoint.remove_remnant(project.compressed)
-            compress_into(
-                project.recorded,
-                {layer: partial(swept.replacement, statistics, layer) for layer in swept.layers},
-                project.compressed,
-                example=project.code.first_batch,
-                provenance=lambda: swept.provenance,
-                made_from=swept.fingerprint,
-                last_first=bool(project.config.network.gradients),
-                progress=session.progress,
-            )
+
+
+def _statistics(project: Project, domain: str, progress: Progress, ranks: Ranks) -> AbstractContextManager[Statistics]:
+    return statistics_by_block(
+        project.recorded,
+        project.code.batches(domain),
+        project.watched,
+        store=project.store,
+        domain=domain,
+        blocks=project.config.network.blocks or True,
+        rows=project.code.rows,
+        folding=project.folding(domain),
+        progress=progress,
+        ranks=ranks,
+    )
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from dalr_stream.errors import (
 )
 from dalr_stream.network.blocks.scored import question_of
 from dalr_stream.network.blocks.side_by_side import Question
-from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.loaders import can_resume, length_of
+from dalr_stream.network.capture.loaders import can_resume, most_samples
 from dalr_stream.network.measure.accuracy import accuracy
 from dalr_stream.network.measure.prefix import CACHE_BYTES, Cut, KeptBatches, PrefixCache
 from dalr_stream.network.structure.graph import Structure
@@ -82,8 +81,7 @@ class Scoring:
     @property
     def samples(self) -> int:
         """How many it is on, at most, where the loader has a length: as many as the first batch has in each."""
-        first = next(iter(self.batches), None)
-        return 0 if first is None else samples_in(first) * (length_of(self.batches) or 1)
+        return most_samples(self.batches)
 
     def after(self, cut: Cut, limit_bytes: int) -> Score:
         """Return the score of networks that differ only after a cut: what comes before is run once, where it fits.

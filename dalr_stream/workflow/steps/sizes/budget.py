@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from dalr_stream.engine.sizes.by_blocks import ByBlocks, Score
+from dalr_stream.engine.sizes.by_blocks import ByBlocks, ScoreAsked
 from dalr_stream.engine.sizes.choice import networks_in_turn, networks_to_measure, require_affordable
 from dalr_stream.engine.sizes.measuring import Sizes
 from dalr_stream.engine.sizes.menus import Bench, InMemory, InTurn, Menu, choose_from
@@ -136,7 +136,7 @@ def _by_blocks(project: Project, fingerprint: str, progress: Progress, distance:
         distance,
         project.measuring,
         project.config.network.blocks or True,
-        None if score is None else Score(score.question, score.checked, score.samples),
+        None if score is None else ScoreAsked(score.question, score.samples, score.checked),
         score is None or score.scale.higher,
         progress,
         fingerprint,
