@@ -29,6 +29,8 @@ Mask = Source | OfCalls | Mapping[str, Source | OfCalls | None]
 LayerMask = torch.Tensor | tuple[torch.Tensor | None, ...] | None
 """(N, T) for all calls of a layer, or one for each; None where all positions count."""
 EVERY_LAYER = "*"
+_BY_POSITION = 3
+"""Dimensions of outputs that have positions."""
 _ATTENTION = "attention_mask"
 _DECODER = "decoder_"
 
@@ -109,6 +111,19 @@ class BatchMasks:
         """Return the mask of what the network gives: that of all layers; None where it has none, or calls have."""
         mask = self.of_layer("")
         return None if isinstance(mask, tuple) else mask
+
+    def require_one_of(self, outputs: torch.Tensor, place: str) -> None:
+        """Raise InvalidInputError for outputs (N, T, C) that have no mask, and positions that a layer's leaves out."""
+        if outputs.ndim != _BY_POSITION or any(_matches(one, "") for one in self.masks):
+            return
+        for pattern, mask in self.masks.items():
+            for one in mask if isinstance(mask, tuple) else (mask,):
+                if one is not None and one.shape == outputs.shape[:2] and not bool(one.all()):
+                    raise InvalidInputError(
+                        f"{place}: the network's output has positions (N, T) = {tuple(one.shape)}, of which the mask "
+                        f"of '{pattern}' leaves some out, and no mask of its own: give it one by the pattern '*', as "
+                        "the last: that mask, or one that leaves nothing out (None)"
+                    )
 
     def unmasked(self) -> BatchMasks:
         """Return masks of the same shapes that leave nothing out."""

@@ -147,8 +147,7 @@ class BatchRows:
     ) -> None:
         """`first_sample` is the number of the batch's first sample within its domain; `masks` are from `masks_of`.
 
-        `orders` is what is proved of the layers' rows. `paired` takes outputs where the inputs are taken, as
-        `RowRule.most_of` says.
+        `orders` is what is proved of the layers' rows. `paired` is as in `RowRule.most_of`.
         """
         self._rule = rule
         self._paired = paired
@@ -163,10 +162,12 @@ class BatchRows:
         """(N, T): the positions of a layer that count, those of each call where these differ; None where all do."""
         return None if self._masks is None else self._masks.of_layer(module_name(layer_of_stream(stream)))
 
-    @property
-    def mask_of_outputs(self) -> torch.Tensor | None:
-        """(N, T): the positions of what the network gives that count; None where all do."""
-        return None if self._masks is None else self._masks.of_outputs()
+    def mask_of_outputs(self, outputs: torch.Tensor) -> torch.Tensor | None:
+        """(N, T): the positions that count of what gradients go back from, `outputs`; None where all do."""
+        if self._masks is None:
+            return None
+        self._masks.require_one_of(outputs, "gradients")
+        return self._masks.of_outputs()
 
     def take(self, stream: str, rows: LayerRows, number: int = 0, *, paired: bool | None = None) -> Taken:
         """Copy the watched rows of call `number` of a layer, in the order of samples and positions.

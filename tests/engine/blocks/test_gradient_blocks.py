@@ -173,7 +173,7 @@ TOWERS = ["blocks.*", "re:readers.*(q|o|up|down)", "head"]
 
 
 def test_what_several_blocks_read(tmp_path):
-    rows = ds.RowRule(mask={"blocks.*": "mask"}, gradients=ds.GradientRule(draws=2))
+    rows = ds.RowRule(mask={"blocks.*": "mask", "*": None}, gradients=ds.GradientRule(draws=2))
     assert both(TwoTowers, tmp_path, lambda net: watched(net, ["*"], TOWERS), batches(2), rows) == []
 
 

@@ -153,10 +153,11 @@ def _roots(end: End, chooser: BatchRows, rule: GradientRule, crossing: Crossing 
         raise UsedError
     require_own_loss(end, rule, values)
     require_gradient(values)
+    mask = chooser.mask_of_outputs(values)
 
     def of_draw(draw: int) -> Roots:
         draws = SampleDraws(rule.seed, chooser.first_sample, chooser.samples, draw)
-        return Roots([values], [vectors_of(values, rule, draws, chooser.mask_of_outputs)])
+        return Roots([values], [vectors_of(values, rule, draws, mask)])
 
     return of_draw
 

@@ -7,6 +7,7 @@ from gradient_twin import class_vectors, gradients, sampled_vectors, signs, unif
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.hooks import capture_rows
 from dalr_stream.network.capture.row_rule import RowRule
@@ -257,6 +258,25 @@ def test_layers_that_run_again_on_the_way_back_are_taken_once(draws):
     plain, checkpointed = found
     assert plain.keys() == checkpointed.keys()
     assert all(np.array_equal(rows, checkpointed[stream]) for stream, rows in plain.items())
+
+
+def test_masks_of_layers_alone_are_no_mask_of_the_output():
+    """Padding's own scores would go back too: which of them count is said by the last pattern."""
+    model, x = seeded(Tokens()), data(4, 5, 4)
+    mask = (torch.arange(5) < torch.tensor([5, 2, 1, 3])[:, None]).long()
+    batches = [{"x": x, "attention_mask": mask}]
+    with pytest.raises(InvalidInputError, match=r"\(N, T\) = \(4, 5\), of which the mask of '\[qkv\]' leaves some"):
+        taken(model, batches, "v", mask={"[qkv]": "attention_mask"})
+    expected = taken(model, batches, "v", mask="attention_mask")["v@gradients"]
+    found = taken(model, batches, "v", mask={"[qkv]": "attention_mask", "*": "attention_mask"})["v@gradients"]
+    np.testing.assert_array_equal(found, expected)
+    every = taken(model, batches, "v", mask={"[qkv]": "attention_mask", "*": None})["v@gradients"]
+    assert every.shape == expected.shape
+    assert not np.array_equal(every, expected)
+    whole = [{"x": x, "attention_mask": torch.ones_like(mask)}]
+    assert len(taken(model, whole, "v", mask={"[qkv]": "attention_mask"})["v@gradients"]) == 20
+    pooled = taken(seeded(Tokens(pooled=True)), batches, "v", mask={"[qkv]": "attention_mask"})["v@gradients"]
+    assert len(pooled) == mask.sum()
 
 
 def test_moments_of_many_draws_come_near_what_the_vectors_are_drawn_for():
