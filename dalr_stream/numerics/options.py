@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from numbers import Real
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,17 @@ def whole_number(value: int, name: str, least: int = 1) -> int:
     if not _is_whole(value) or value < least:
         raise InvalidInputError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(value)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether something is a real number, and neither NaN nor a truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool) and value == value  # noqa: PLR0124  # NaN is not
+
+
+def require_share(value: float, name: str) -> None:
+    """Raise InvalidInputError for what is no number in (0, 1]."""
+    if not is_number(value) or not 0.0 < value <= 1.0:
+        raise InvalidInputError(f"{name} must lie in (0, 1], got {value!r}")
 
 
 def integer_within(value: int, largest: int, name: str) -> int:

@@ -1,5 +1,7 @@
 """Weighted methods layer after layer: the solvers' own solutions on inputs of one network and targets of the other."""
 
+import copy
+
 import numpy as np
 import oracles
 import pytest
@@ -72,6 +74,16 @@ def test_a_selection_keeps_what_its_readers_need_of_the_nodes_as_they_are_by_the
 def test_without_the_layer_it_is_refused_at_once():
     with pytest.raises(InvalidInputError, match=r"dalr_weighted_affine weighs errors .* layer=statistics\[name\]"):
         ds.LayerChoice("dalr_weighted_affine", 4)
+
+
+@pytest.mark.parametrize("method", ["dalr_weighted_affine", "spectral_weighted"])
+def test_a_layer_of_another_network_is_refused_before_any_pass(known, method):
+    model, batches, statistics = known
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight[0, 0] += 1.0
+    with pytest.raises(InvalidInputError, match="layer after layer: layer '0': the statistics have other weights than"):
+        ds.compress_sequentially(other, batches, {"0": weighted(statistics, "0", 4, method)}, folding=EVERY)
 
 
 # --- towards the stream ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.own_weights import require_own_weights
 from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes
 from dalr_stream.engine.sequential.targets import StreamTargets, Target
@@ -116,6 +117,8 @@ def require_sound(model: nn.Module, choices: Mapping[str, LayerChoice], folding:
                 "together"
             )
         _require_size(name, choice, layer_of(model, name))
+        if choice.layer is not None:
+            require_own_weights(model, name, choice.layer, "layer after layer")
         if choice.by.needs_source and not has_source:
             raise InvalidInputError(
                 f"layer '{name}': {choice.by.value} compares two domains: give source= (solve.source)"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 from torch import nn
 
+from dalr_stream.engine.own_weights import require_own_weights
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import fingerprint
-from dalr_stream.network.layers.spec import weights_of
 from dalr_stream.network.measure.output_distance import OutputDistance
 from dalr_stream.numerics.layer import Layer
 
@@ -20,15 +19,10 @@ def require_one_network(model: nn.Module, layers: Mapping[str, Layer], distance:
 
     Weights that stay on disk are not read for it. Cost: the network's weights are gone through once.
     """
+    for name, layer in layers.items():
+        require_own_weights(model, name, layer, "sizes")
     if weights_elsewhere(model) is not None:
         return
-    for name, layer in layers.items():
-        weight, _ = weights_of(model, name)
-        if weight.shape == layer.weight.shape and not np.array_equal(weight, layer.weight, equal_nan=True):
-            raise InvalidInputError(
-                f"sizes: layer '{name}': the statistics have other weights than the network: they are of another one, "
-                "or it was trained since: accumulate those of this network"
-            )
     measures = isinstance(distance, OutputDistance) and distance.model is not model
     if measures and fingerprint(distance.model) != fingerprint(model):
         raise InvalidInputError(

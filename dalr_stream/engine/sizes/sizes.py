@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import overload
 
@@ -27,7 +26,7 @@ from dalr_stream.numerics.heads.layout import HeadLayout
 from dalr_stream.numerics.layer import Layer
 from dalr_stream.numerics.lowrank.ridge import DEFAULT_RIDGE, Ridge
 from dalr_stream.numerics.methods import Family, Method
-from dalr_stream.numerics.options import parse_choice
+from dalr_stream.numerics.options import is_number, parse_choice
 from dalr_stream.progress import Progress, Silent
 
 BuildInTurn = Callable[[Mapping[str, LayerChoice]], nn.Module]
@@ -243,8 +242,7 @@ def _plans(
 
 def _require_shares(shares: Sequence[float]) -> None:
     for share in shares:
-        number = isinstance(share, Real) and not isinstance(share, bool)
-        if not number or not 0.0 <= share <= 1.0:  # NaN lies nowhere
+        if not is_number(share) or not 0.0 <= share <= 1.0:
             raise InvalidInputError(f"sizes: share must be a number in 0..1 of the layers' weights, got {share!r}")
 
 

@@ -17,7 +17,7 @@ from dalr_stream.numerics.diagnostics import Diagnostics
 from dalr_stream.numerics.linalg.psd import tail_sums
 from dalr_stream.numerics.linalg.ridge_factor import factor_ridge
 from dalr_stream.numerics.methods import Method
-from dalr_stream.numerics.options import integer_within
+from dalr_stream.numerics.options import integer_within, require_share
 from dalr_stream.numerics.types import Indices, Matrix, Vector
 
 
@@ -172,8 +172,7 @@ class ChannelSelection:
             Outside that range, or where a limited order ends before.
         """
         prefix = "" if layer is None else f"layer {layer!r}: "
-        if not 0.0 < alpha <= 1.0:
-            raise InvalidInputError(f"{prefix}retention must lie in (0, 1], got {alpha}")
+        require_share(alpha, f"{prefix}retention")
         k = int(np.searchsorted(self.retention, alpha)) + 1
         if k > self.order.size:
             raise InvalidInputError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.methods import Family
+from dalr_stream.numerics.options import is_number, require_share
 from dalr_stream.numerics.sizes.growing import grow
 from dalr_stream.numerics.sizes.sized_layer import RESOLUTION, SizedLayer, cost
 
@@ -48,7 +49,7 @@ def uniform(layers: Sequence[SizedLayer], ratio: float) -> dict[str, int]:
     >>> ds.numerics.uniform([layer], 0.4)
     {'fc': 2}
     """
-    _require_share(ratio, "ratio")
+    require_share(ratio, "ratio")
     return {layer.name: _at_ratio(layer, ratio) for layer in layers}
 
 
@@ -84,7 +85,7 @@ def by_energy(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
     >>> ds.numerics.by_energy([layer], 0.9)
     {'fc': 2}
     """
-    _require_share(share, "energy")
+    require_share(share, "energy")
     return {layer.name: int(layer.sizes[np.argmax(layer.losses <= 1.0 - share + RESOLUTION)]) for layer in layers}
 
 
@@ -211,6 +212,8 @@ def within_budget(layers: Sequence[SizedLayer], budget: float) -> dict[str, int]
 def _require_affordable(layers: Sequence[SizedLayer], smallest: Mapping[str, int], budget: float) -> float:
     """Return what the smallest sizes cost."""
     least = float(cost(layers, smallest))
+    if not is_number(budget):
+        raise InvalidInputError(f"budget: must be a number of weights, or of multiply-adds, got {budget!r}")
     if least > budget:
         sizes = ", ".join(f"{name} {size}" for name, size in smallest.items())
         raise InvalidInputError(
@@ -241,8 +244,3 @@ def _at_ratio(layer: SizedLayer, ratio: float) -> int:
     if layer.family is Family.LOW_RANK and wanted > layer.shape.break_even_rank:
         return layer.whole
     return int(layer.sizes[max(int(np.searchsorted(layer.sizes, wanted, side="right")) - 1, 0)])
-
-
-def _require_share(value: float, name: str) -> None:
-    if not 0.0 < value <= 1.0:
-        raise InvalidInputError(f"{name} must lie in (0, 1], got {value}")

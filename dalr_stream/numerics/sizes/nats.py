@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from dalr_stream.errors import InvalidInputError
+from dalr_stream.numerics.options import require_share
 from dalr_stream.numerics.sizes.families import Forms
 from dalr_stream.numerics.sizes.growing import grow
 from dalr_stream.numerics.sizes.sized_layer import SizedLayer
@@ -98,8 +99,7 @@ def by_nats(layers: Sequence[SizedLayer], share: float) -> dict[str, int]:
     >>> ds.numerics.by_nats(layers, 0.95)
     {'felt': 3, 'hardly': 1}
     """
-    if not 0.0 < share <= 1.0:
-        raise InvalidInputError(f"nats: the share that is kept must lie in (0, 1], got {share}")
+    require_share(share, "nats: the share that is kept")
     felt = in_nats(layers)
     if felt is None:
         unknown = next(layer.name for layer in layers if not _is_known(layer))

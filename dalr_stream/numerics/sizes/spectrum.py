@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dalr_stream.errors import InvalidInputError
 from dalr_stream.numerics.lowrank.grouped import Factors
+from dalr_stream.numerics.options import require_share
 from dalr_stream.numerics.sizes.sized_layer import RESOLUTION
 from dalr_stream.numerics.types import Vector
 
@@ -67,7 +67,6 @@ def rank_by_singular_values(factors: Factors, share: float) -> int:
     >>> ds.numerics.rank_by_singular_values(factors, 0.8)
     2
     """
-    if not 0.0 < share <= 1.0:
-        raise InvalidInputError(f"singular_values must lie in (0, 1], got {share}")
+    require_share(share, "singular_values")
     carried = np.cumsum(singular_values(factors))
     return int(np.searchsorted(carried, share * carried[-1] * (1.0 - RESOLUTION))) + 1

@@ -311,7 +311,7 @@ def test_at_retention_is_the_smallest_size():
         k = s.at_retention(alpha).size
         assert s.retention[k - 1] >= alpha
         assert k == 1 or s.retention[k - 2] < alpha
-    for wrong in (0.0, -1.0, 1.1, np.nan):
+    for wrong in (0.0, -1.0, 1.1, np.nan, "95%", None, True):
         with pytest.raises(InvalidInputError, match=r"layer 'fc7': retention must lie in \(0, 1\]"):
             s.at_retention(wrong, layer="fc7")
 

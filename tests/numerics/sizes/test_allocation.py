@@ -289,10 +289,18 @@ def test_losses_of_a_selection_are_what_it_does_not_retain():
 
 
 @pytest.mark.parametrize("rule", [uniform, by_energy])
-@pytest.mark.parametrize("share", [0.0, 1.5, -1.0, float("nan")])
+@pytest.mark.parametrize("share", [0.0, 1.5, -1.0, float("nan"), "50%", None, True])
 def test_shares_outside_their_range_are_refused(rule, share):
     with pytest.raises(InvalidInputError, match=r"must lie in \(0, 1\]"):
         rule([], share)
+
+
+@pytest.mark.parametrize("rule", [within_budget, common_share, common_energy])
+@pytest.mark.parametrize("budget", [float("nan"), "50%", None])
+def test_a_budget_that_is_no_number_is_refused(rule, budget):
+    layer = unchanged_layer("fc", LayerShape(6, 11))
+    with pytest.raises(InvalidInputError, match=r"budget: must be a number of weights, .* got (nan|'50%'|None)"):
+        rule([layer], budget)
 
 
 def test_sizes_that_do_not_end_in_the_layer_as_it_is_are_refused():

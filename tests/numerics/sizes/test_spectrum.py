@@ -33,8 +33,9 @@ def test_a_rank_is_the_first_that_reaches_the_share():
     factors = ds.truncated_svd(np.diag([5.0, 3.0, 2.0]), None)
     found = [ds.numerics.rank_by_singular_values(factors, share) for share in (0.1, 0.5, 0.51, 0.8, 0.81, 1.0)]
     assert found == [1, 1, 2, 2, 3, 3]
-    with pytest.raises(InvalidInputError, match=r"must lie in \(0, 1\], got 1.5"):
-        ds.numerics.rank_by_singular_values(factors, 1.5)
+    for wrong in (1.5, "90%", float("nan")):
+        with pytest.raises(InvalidInputError, match=rf"must lie in \(0, 1\], got {wrong!r}"):
+            ds.numerics.rank_by_singular_values(factors, wrong)
 
 
 def test_a_layer_without_any_has_rank_one_and_directions_that_are_dead_count_nothing(layer):

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from dalr_stream.errors import DalrStreamError, InvalidInputError
-from dalr_stream.network.capture.batches import IGNORED, labelled, require_classes
+from dalr_stream.network.capture.batches import IGNORED, labelled, require_classes, tensors_in
 from dalr_stream.network.capture.gradient_rule import GradientRule, Metric, name_of
 from dalr_stream.network.capture.resuming.given import Spent
 
@@ -60,7 +60,10 @@ def require_own_loss(end: End, rule: GradientRule, losses: torch.Tensor) -> None
     if not len(counted):
         return
     expected, found = float(own.detach()), float(counted.mean())
-    rounding = max(LOSS_ROUNDING, _ROUNDINGS * torch.finfo(own.dtype).eps)
+    coarsest = max(
+        torch.finfo(one.dtype).eps for one in tensors_in(returned)
+    )  # scores may be handed out in another type
+    rounding = max(LOSS_ROUNDING, _ROUNDINGS * coarsest)
     if math.isfinite(expected) and abs(found - expected) > rounding * max(abs(expected), 1.0):
         raise InvalidInputError(
             f"gradients: batch {end.number}: the network's own loss of these labels is {expected:.5g}, and the mean "

@@ -244,15 +244,16 @@ def test_activation_checkpointing_of_the_kind_that_has_no_gradients_by_layers_is
 class Decoder(nn.Module):
     """Given labels it returns its own loss beside the scores, by the label of the position `ahead`."""
 
-    def __init__(self, ahead, weight=None, dtype=torch.float32):
+    def __init__(self, ahead, weight=None, dtype=torch.float32, handed_out=torch.float32):
         super().__init__()
+        self.handed_out = handed_out
         self.a, self.ahead, self.weight, self.kind = nn.Linear(4, 5), ahead, weight, dtype
 
     def forward(self, x, labels=None):
         scores = self.a(x)
         pairs = scores[:, : scores.shape[1] - self.ahead].flatten(0, 1), labels[:, self.ahead :].flatten()
         loss = nn.functional.cross_entropy(*pairs, weight=self.weight).to(self.kind)
-        return SimpleNamespace(loss=loss, logits=scores)
+        return SimpleNamespace(loss=loss, logits=scores.to(self.handed_out))
 
 
 def labelled_words(ignored=()):
@@ -266,6 +267,7 @@ def labelled_words(ignored=()):
 @pytest.mark.parametrize("ignored", [(), (0, 4), range(6)])
 def test_labels_that_the_network_itself_takes_as_they_stand_are_taken(dtype, ignored):
     take(Decoder(0, dtype=dtype), estimator="labels", batches=labelled_words(ignored))
+    take(Decoder(0, handed_out=dtype), estimator="labels", batches=labelled_words(ignored))
 
 
 @pytest.mark.parametrize("network", [Decoder(1), Decoder(0, weight=torch.tensor([9.0, 1, 1, 1, 1]))])
