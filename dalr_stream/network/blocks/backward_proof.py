@@ -106,7 +106,7 @@ class BackwardProof:
         places: list[Place] = []
         for number, (stream, done) in enumerate(zip(streams, self._passes.done, strict=False)):
             given, before, after = given_of(stream, 0), places[-1] if places else None, Place(done, {})
-            entering, crossing = Entering(given, before), Crossing(given, before, after)
+            entering, crossing = Entering(given, before), Crossing(given, before, after, proving=True)
             run = ForwardRun(given, done, until_kept=True, handing=entering)
             with self._pieces.present(self._passes.pieces[number]):
                 with self._edges([number]):
@@ -120,11 +120,11 @@ class BackwardProof:
 
     def _followed(self, number: int, crossing: Crossing, kept: Mapping[Call, Any]) -> Followed:
         found: dict[Call, tuple[bool, ...]] = {}
-        for way, tensors in crossing.left().items():
-            if _digests(tensors) != _digests(list(tensors_in((kept[way],)))):
+        for way, left in crossing.left().items():
+            if [one.digest for one in left] != _digests(list(tensors_in((kept[way],)))):
                 raise self._differs(number, f"what '{way[-1][0]}' gives")
             whatever = self._unreached and is_in(way[-1][0], self._passes.blocks[number])
-            flags = tuple(one.requires_grad or (whatever and one.is_floating_point()) for one in tensors)
+            flags = tuple(one.edge is not None or (whatever and one.tensor.is_floating_point()) for one in left)
             if any(flags):
                 found[way] = flags
         return found
@@ -145,13 +145,14 @@ class BackwardProof:
 
     def _back(self, places: BackwardPlaces, numbers: Sequence[int], given: Given, gradients: Gradients) -> _Found:
         """Go through some neighbours and back in one graph, from the gradients by what the last of them gave."""
-        run = BlockRun(Crossing(given, places.before(numbers[0]), places.after(numbers[-1]), gradients))
+        before, after = places.before(numbers[0]), places.after(numbers[-1])
+        run = BlockRun(Crossing(given, before, after, gradients, proving=True))
         with self._edges(numbers) as edges:
             returned = run(self._model, self._batch)
             end = End(returned, self._batch, self._chooser.samples)
             by_layer = next(backward(edges, end, self._chooser, self._rule, run.crossing))
         calls = {stream: [gradient.tensor for gradient in gradients] for stream, gradients in by_layer.items()}
-        left = {way: _digests(tensors) for way, tensors in run.crossing.left().items()}
+        left = {way: [one.digest for one in tensors] for way, tensors in run.crossing.left().items()}
         return _Found(calls, run.crossing.carried(), left)
 
     def _edges(self, numbers: Sequence[int]) -> Any:

@@ -84,8 +84,9 @@ def _there_and_back(
             chooser = BatchRows(RowRule(), samples, 0, None)
             next(backward(edges, End(returned, batch, samples), chooser, rule, crossing))
             return
-        left = [tensor for tensors in crossing.left().values() for tensor in tensors if tensor.requires_grad]
+        found = [(way[-1][0], one) for way, several in crossing.left().items() for one in several]
+        left = [(name, one) for name, one in found if one.edge is not None]
         inputs = [*(given.edge for calls in edges.values() for given in calls), *crossing.edges]
         if left and inputs:
-            ones = [torch.ones_like(tensor) for tensor in left]
-            torch.autograd.grad(left, inputs, ones, allow_unused=True)
+            ones = [torch.ones_like(one.tensor) for _, one in left]
+            torch.autograd.grad([one.root(name) for name, one in left], inputs, ones, allow_unused=True)

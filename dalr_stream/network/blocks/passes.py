@@ -12,7 +12,7 @@ states) by every one. Members of a list without weights go with the block before
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class BlockPasses:
         Raises LayerNotFoundError and InvalidInputError for a list that is not there, or is none, and
         UnsupportedLayerError where there are no blocks, or they are not alone in their order.
         """
-        named = [blocks] if isinstance(blocks, str) else [] if isinstance(blocks, bool) else list(blocks)
+        named = _named(blocks)
         for name in named:
             _require_list(model, name, pieces)
         calls = ForwardCalls.of(model, batch)
@@ -78,7 +78,7 @@ class BlockPasses:
             for number in passes if piece is not None else ():
                 needed[number][str(piece)] = None
         found = cls(groups, done, tuple(_places(done)), tuple(map(tuple, needed)), called)
-        found.require_alone()
+        found.require_alone({way[-1][0]: kind for way, kind in calls.not_kept().items()})
         return found
 
     def __len__(self) -> int:
@@ -94,18 +94,41 @@ class BlockPasses:
             raise UnsupportedLayerError(f"layer '{layer}': {reason}: leave it out, or run the network whole")
         return passes[0]
 
-    def require_alone(self) -> None:
-        """Raise UnsupportedLayerError where what one block gives is used beyond the next."""
+    def require_alone(self, not_kept: Mapping[str, str]) -> None:
+        """Raise UnsupportedLayerError where what one block gives is used beyond the next.
+
+        `not_kept` has modules that give what cannot be kept, each with what that is: calls within stand for theirs.
+        """
         for number, place in enumerate(self.places):
             for way, run_in in place.items():
                 if run_in is not None and run_in < number and is_in(way[-1][0], self.blocks[run_in]):
                     giver, user = way[-1][0], self.blocks[number + 1][0]
+                    within = [name for name, _ in way if is_in(name, self.blocks[run_in])]
+                    outer = next((name for name in within if name in not_kept), None)
+                    if outer is not None:
+                        raise UnsupportedLayerError(
+                            f"blocks: '{outer}' gives {not_kept[outer]}, which is not kept between blocks: let it give "
+                            "tensors that fill their memory (`.clone()` of a part, say), in tuples, lists and dicts of "
+                            "Python's own, or run the network whole"
+                        )
                     raise UnsupportedLayerError(
                         f"blocks: what '{giver}' gives is used beyond the block after it, by '{user}' or later: a "
                         "connection that skips blocks would have every generation kept, and what is computed between "
                         "blocks outside of any module is done for each of them again: put that into a module, name a "
                         "list whose members follow one another, or run the network whole"
                     )
+
+
+def _named(blocks: Blocks) -> list[str]:
+    """Return the names of lists, each once; none where blocks are to be found. Raises InvalidInputError for others."""
+    if isinstance(blocks, bool):
+        return []
+    names: list[Any] = [blocks] if isinstance(blocks, str) or not isinstance(blocks, Iterable) else list(blocks)
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(
+            f"blocks: got {blocks!r}: give True, the name of a list of modules such as 'model.layers', or several names"
+        )
+    return list(dict.fromkeys(names))
 
 
 def _places(done: Sequence[Done]) -> Iterator[dict[Call, int | None]]:

@@ -160,7 +160,8 @@ class _Proof:
     def _differs(self, number: int, what: str) -> UnsupportedLayerError:
         return UnsupportedLayerError(
             f"{_FAILS}: {what} is not the same in block '{self.passes.blocks[number][0]}' as in the whole network: "
-            f"something is random there, depends on earlier batches, or passes the blocks by; {_OTHERWISE}"
+            "something is random there, depends on earlier batches, passes the blocks by, or is overwritten in place "
+            f"by one of them; {_OTHERWISE}"
         )
 
 

@@ -14,6 +14,7 @@ from dalr_stream.network.blocks.passes import BlockPasses
 from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.proofs.observed import Observed, observed_pass
 from dalr_stream.network.capture.resuming.calls import Call
+from dalr_stream.network.capture.resuming.given import UsedError
 from dalr_stream.network.capture.resuming.onward import ForwardRun
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.numerics.rows.streams import module_name
@@ -63,6 +64,6 @@ class BlockWalk:
                 run(self.model, batch)
             except (DalrStreamError, torch.OutOfMemoryError):
                 raise
-            except Exception:  # noqa: BLE001  # whatever it is, the whole network says it
+            except (Exception, UsedError):  # noqa: BLE001  # whatever it is, the whole network says it
                 return {}, None
         return seen, run.kept if run.is_complete else None

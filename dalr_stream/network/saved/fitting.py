@@ -16,7 +16,8 @@ from dalr_stream.network.saved.ties import tied_parameters
 def stored_as(model: nn.Module, shards: Shards) -> dict[str, str]:
     """Return under which name each tensor of a network's state is stored.
 
-    Raises FingerprintMismatchError where one is missing, left over, or of another shape.
+    Raises FingerprintMismatchError where one is missing, left over, of another shape, or of whole numbers in place of
+    real ones: they would be quantised weights, which mean nothing without their scales.
     """
     state: dict[str, Any] = dict(model.state_dict(keep_vars=True))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
@@ -35,7 +36,13 @@ def stored_as(model: nn.Module, shards: Shards) -> dict[str, str]:
         for name, one in stored.items()
         if one in shards.shapes and shards.shapes[one] != tuple(state[name].shape)
     ]
-    wrong = [*(f"'{name}' is missing" for name in missing), *(f"'{name}' is left over" for name in left), *shapes]
+    kinds = [
+        f"'{name}' is {shards.kinds[one]} there and {state[name].dtype} in the network"
+        for name, one in stored.items()
+        if one in shards.kinds and ("F" in shards.kinds[one]) != state[name].is_floating_point()
+    ]
+    absent = [f"'{name}' is missing" for name in missing]
+    wrong = [*absent, *(f"'{name}' is left over" for name in left), *shapes, *kinds]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise FingerprintMismatchError(

@@ -35,6 +35,8 @@ class Shards:
     files: Mapping[str, Path]
     """Where each tensor lies."""
     shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]
+    """The type of each, as safetensors names it: F32, I8."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of files, by name, where the index says it: compared before the first tensor of each is read."""
     facts: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
@@ -55,20 +57,21 @@ class Shards:
         indexed, digests = read_index(head) if head.name.endswith(".json") else (None, {})
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        kinds: dict[str, str] = {}
         facts: dict[Path, tuple[int, int]] = {}
         for file in [head] if indexed is None else sorted({head.parent / name for name in indexed.values()}):
             _require_readable(file)
             facts[file] = _facts(file)
-            for name, shape in _header(file):
+            for name, shape, kind in _header(file):
                 if name in files:
                     raise FingerprintMismatchError(
                         f"'{head}': tensor '{name}' is in two files, '{files[name].name}' and '{file.name}': which one "
                         "counts is not said; save the weights again"
                     )
-                files[name], shapes[name] = file, shape
+                files[name], shapes[name], kinds[name] = file, shape, kind
         if indexed is not None:
             _require_as_indexed(head, indexed, files)
-        return cls(head, files, shapes, digests, facts)
+        return cls(head, files, shapes, kinds, digests, facts)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor, in memory of its own.
@@ -151,11 +154,12 @@ def _require_readable(file: Path) -> None:
         raise InvalidInputError(f"'{file}' is a file of torch.save, which is not read: {conversion(file)}")
 
 
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield name and shape of every tensor of a file."""
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield name, shape and type of every tensor of a file."""
     with _explained(file), safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118  # it is a function, not a mapping
-            yield name, tuple(opened.get_slice(name).get_shape())
+            described = opened.get_slice(name)
+            yield name, tuple(described.get_shape()), described.get_dtype()
 
 
 def _require_as_indexed(head: Path, indexed: Mapping[str, str], files: Mapping[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -277,6 +278,42 @@ class Remembering(Tower):
         self.blocks[2] = self.Block()
 
 
+class State(NamedTuple):
+    hidden: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+class Named(Tower):
+    """Its blocks give a named tuple."""
+
+    class Block(Block):
+        def forward(self, x, bias):
+            return State(super().forward(x[0] if isinstance(x, State) else x, bias), bias)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.norm = nn.ModuleList(self.Block() for _ in range(3)), nn.Identity()
+
+    def forward(self, words, mask):
+        x = self.words(words)
+        for block in self.blocks:
+            x = block(x, mask[:, None])
+        return self.head(x.hidden)
+
+
+class Parts(Tower):
+    """Its blocks give a part of a tensor, as where tokens that were put in front are left out again."""
+
+    class Block(Block):
+        def forward(self, x, bias):
+            more = super().forward(torch.cat([x, x], 1), torch.cat([bias, bias], -1))
+            return more[:, x.shape[1] :]
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+
 class Flat(nn.Module):
     def __init__(self):
         super().__init__()
@@ -384,6 +421,8 @@ def test_what_is_computed_between_blocks_must_be_a_module(tmp_path):
         (Shared, "members of 'blocks' are one and the same module: blocks may not be shared"),
         (Twice, "'blocks.1' is called 2 times in a forward pass"),
         (Remembering, "what 'blocks.2' gives is not the same in block 'blocks.2' as in the whole network"),
+        (Named, "'blocks.0' gives a State, which is not kept between blocks: let it give tensors"),
+        (Parts, "'blocks.0' gives a tensor of 4 x 6 x 8 that is a part or an expansion of another one"),
         (Flat, "no nn.ModuleList or nn.Sequential whose members are called once each"),
     ],
 )
@@ -399,6 +438,9 @@ def test_what_is_asked_for_wrongly(tmp_path):
     for blocks, message in (
         ("block", "there is no module 'block'; nearest: blocks"),
         ("head", "is a Linear: name an nn.ModuleList"),
+        (4, "blocks: got 4: give True, the name of a list of modules"),
+        (["blocks", 4], r"blocks: got \['blocks', 4\]: give True"),
+        ([["blocks"]], r"blocks: got \[\['blocks'\]\]: give True"),
     ):
         with pytest.raises((LayerNotFoundError, InvalidInputError), match=message):
             accumulate(model, store, blocks=blocks)

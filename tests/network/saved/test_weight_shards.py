@@ -59,6 +59,10 @@ def index_names_another_file(folder):
     indexed(folder, lambda index: index.update({names[0]: shard(folder, 0).name}))
 
 
+def of_whole_numbers(folder):
+    change(shard(folder, 0), lambda state: state.update({"words.weight": state["words.weight"].to(torch.int8)}))
+
+
 def index_lacks_one(folder):
     indexed(folder, lambda index: index.pop(next(iter(index))))
 
@@ -108,6 +112,7 @@ def pickled(folder):
         (lacking, FingerprintMismatchError, "does not fit the network that was built: '.*' is missing"),
         (left_over, FingerprintMismatchError, "'strange' is left over"),
         (of_another_shape, FingerprintMismatchError, "'words.weight' is 7 x 8 there and 30 x 8 in the network"),
+        (of_whole_numbers, FingerprintMismatchError, r"'words.weight' is I8 there and torch.float32 in the network"),
         (index_names_another_file, FingerprintMismatchError, "says that '.*' is in '.*1-of.*', and it is in '.*2-of"),
         (index_lacks_one, FingerprintMismatchError, "does not name '.*', which '.*' holds"),
         (index_names_more, FingerprintMismatchError, "says that 'strange' is in .* in none of the files"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -31,6 +30,8 @@ from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.batches import digest_of_inputs
 from dalr_stream.network.capture.passes import order_of_execution
 from dalr_stream.network.capture.reading import without_gradients
+from dalr_stream.network.capture.resuming.given import UsedError
+from dalr_stream.network.capture.resuming.stored_states import not_called, not_used_before
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.obstacles import require_replaceable
 from dalr_stream.network.layers.spec import LayerSpec
@@ -114,7 +115,12 @@ class Preparation:
     def _onward(self, alone: BlockNetwork) -> Iterator[tuple[str, Given]]:
         """Yield what is left of each example after a block."""
         for inputs in (self.known.first, *self.known.examples):
-            given: Any = alone.onward(inputs)
+            try:
+                given = alone.onward(inputs)
+            except UsedError:
+                raise not_used_before() from None
+            if given is None:
+                raise not_called()
             yield digest_of_inputs(inputs), given
 
 

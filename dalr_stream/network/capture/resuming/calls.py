@@ -18,7 +18,7 @@ from torch import nn
 
 from dalr_stream.network.capture.batches import call, inputs_copied
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.resuming.given import Followed, is_plain, mapped
+from dalr_stream.network.capture.resuming.given import Followed, is_plain, mapped, obstacle_of
 
 Call = tuple[tuple[str, int], ...]
 """The way to a call: modules by name, each with the number of its calls so far within the call of the one before."""
@@ -80,6 +80,8 @@ class _Span:
     begun: int
     ended: int | None = None
     plain: bool = False
+    obstacle: str = ""
+    """What it gave, where that cannot be kept."""
     uses: set[tuple[Call, tuple[Call, ...]]] = field(default_factory=set)
     """The calls within which what it gave is used, each with those that had passed it on."""
 
@@ -105,6 +107,10 @@ class ForwardCalls:
     def in_order(self) -> Sequence[Call]:
         """All calls, as they began."""
         return list(self._spans)
+
+    def not_kept(self) -> dict[Call, str]:
+        """Return the calls that gave what cannot be kept, each with what that is."""
+        return {way: span.obstacle for way, span in self._spans.items() if span.obstacle}
 
     def done_before(self, names: Collection[str]) -> Mapping[Call, bool]:
         """Return the calls that are done when the first of these modules is called, and whether anything uses them.
@@ -141,6 +147,7 @@ class ForwardCalls:
         given = forward()
         self._open.pop()
         span.ended, span.plain = self._step(), is_plain(given)
+        span.obstacle = "" if span.plain else obstacle_of(given)
         return mapped(given, lambda tensor: self._following(tensor, way)) if span.plain else given
 
     def _following(self, tensor: torch.Tensor, way: Call) -> Followed:

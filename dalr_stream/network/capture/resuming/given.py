@@ -31,6 +31,10 @@ class UsedError(BaseException):
     """The numbers of a `Spent` tensor were asked for. No network's own `except Exception` takes it."""
 
 
+class AbsentError(UsedError):
+    """A module is run whose weights are not there: the batch that a network was proved on did not call it here."""
+
+
 class Followed(torch.Tensor):
     """A tensor whose uses are told; what is computed from it is a tensor like any other."""
 
@@ -111,6 +115,18 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return _can_be_copied(value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def obstacle_of(value: Any) -> str:
+    """Return what keeps a value from being plain, in words; nothing where it is."""
+    if is_plain(value):
+        return ""
+    if type(value) in (tuple, list, dict):
+        members = value.values() if type(value) is dict else value
+        return next(filter(None, map(obstacle_of, members)))
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {' x '.join(map(str, value.shape))} that is a part or an expansion of another one"
+    return f"a {type(value).__name__}"
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:

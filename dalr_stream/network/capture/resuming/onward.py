@@ -25,10 +25,11 @@ from dalr_stream.network.capture.order import Orders
 from dalr_stream.network.capture.proofs.disturbed import with_sample_replaced
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls_through, is_in
-from dalr_stream.network.capture.resuming.given import UsedError, form_of, is_plain, mapped, tensors_in
+from dalr_stream.network.capture.resuming.given import AbsentError, UsedError, form_of, is_plain, mapped, tensors_in
 from dalr_stream.network.capture.resuming.handing import Copies, Handing
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
 from dalr_stream.network.capture.taken import Taken
+from dalr_stream.network.layers.elsewhere import weights_elsewhere
 
 SAMPLES = 2
 """Of the first batch, that a network is tried on."""
@@ -69,13 +70,12 @@ class OnwardPass:
     def take(self, rows: Callable[[ForwardRun], dict[str, Taken]], key: int) -> dict[str, Taken]:
         """Do what `ResumedPass` says."""
         state = self.stream.state(key)
-        if state is None or not state.reaches(self.layers):
-            return self._rows(rows, key, {})
+        given = state.given if state is not None and state.reaches(self.layers) else {}
         try:
-            onward = self._rows(rows, key, state.given)
+            onward = self._rows(rows, key, given)
         except UsedError:
             return self._from_the_inputs(rows, key, "what was not kept is used in one of the batches")
-        if self.tried:
+        if self.tried or not given:
             return onward
         self.tried = True
         whole = self._rows(rows, key, {})
@@ -126,6 +126,8 @@ class ForwardRun:
         self._given, self._keep, self._room, self._ran = given, keep, room_bytes, ran
         self._handing: Handing = handing or Copies()
         self._rows_taken = until_kept and bool(keep)
+        self._model: nn.Module | None = None
+        """The network that is run, where its weights are not all in memory."""
 
     @property
     def is_complete(self) -> bool:
@@ -138,6 +140,7 @@ class ForwardRun:
 
     def called(self, model: nn.Module, forward: Callable[[], Any]) -> Any:
         """Do the same in a call of one's own: `forward` calls the network."""
+        self._model = model if weights_elsewhere(model) is not None else None
         watched = self._given or self._keep or self._ran is not None
         through = calls_through(model, self._through) if watched else nullcontext()
         with self._handing.watching(model), suppress(EnoughError), through:
@@ -151,6 +154,8 @@ class ForwardRun:
     def _through(self, way: Call, forward: Callable[[], Any]) -> Any:
         self._end_where_complete()
         given = way in self._given
+        if not given:
+            self._require_weights(way)
         value = mapped(self._given[way], self._handing.out) if given else forward()
         if not given and self._ran is not None:
             self._ran(way[-1][0], value)
@@ -160,6 +165,12 @@ class ForwardRun:
                 self.kept, self.is_full = {}, True
                 self._handing.give_up()
         return value
+
+    def _require_weights(self, way: Call) -> None:
+        """Raise AbsentError for a module that is run where its weights are not there."""
+        module = None if self._model is None else self._model.get_submodule(way[-1][0])
+        if module is not None and any(one is not None and one.is_meta for one in module._parameters.values()):  # noqa: SLF001
+            raise AbsentError
 
     def _end_where_complete(self) -> None:
         if self._rows_taken and (self.is_complete or self.is_full):

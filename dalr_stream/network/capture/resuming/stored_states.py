@@ -39,6 +39,16 @@ STREAM, COMPRESSED, BACK, PROOF = "@stream", "@compressed", "@back", "@proof"
 _ANOTHER_WAY = "blocks: for one of the batches {}: batches go different ways through the network; run it whole"
 
 
+def not_called() -> UnsupportedLayerError:
+    """Return the error for a batch that does not come to where the first one came."""
+    return UnsupportedLayerError(_ANOTHER_WAY.format("modules are not called that the first batch called"))
+
+
+def not_used_before() -> UnsupportedLayerError:
+    """Return the error for a batch that needs what is not there, as the first one did not need it."""
+    return UnsupportedLayerError(_ANOTHER_WAY.format("numbers are used that the first batch had no use for"))
+
+
 @dataclass(slots=True)
 class StoredStream:
     """The batches of one domain on their way through a network, as one pass reads and writes them."""
@@ -85,7 +95,7 @@ class StoredStream:
         if not self.writes:
             return
         if given is None:
-            raise UnsupportedLayerError(_ANOTHER_WAY.format("modules are not called that the first batch called"))
+            raise not_called()
         tensors: dict[int, tuple[int, torch.Tensor]] = {}
         plain = []
         for way, value in given.items():
@@ -97,7 +107,7 @@ class StoredStream:
 
     def forget(self) -> None:
         """Raise UnsupportedLayerError: to begin at the inputs again, every block would be read again for each batch."""
-        raise UnsupportedLayerError(_ANOTHER_WAY.format("numbers are used that the first batch had no use for"))
+        raise not_used_before()
 
     def has(self, key: int) -> bool:
         """Tell whether this pass has written what a batch gave."""
