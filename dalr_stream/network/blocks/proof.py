@@ -29,6 +29,7 @@ from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.calls import Call, calls_through, is_in
 from dalr_stream.network.capture.resuming.given import Form, Spent, UsedError, mapped, tensors_in
 from dalr_stream.network.capture.resuming.onward import ForwardRun
+from dalr_stream.network.capture.resuming.overwriting import overwriting, spoiling
 from dalr_stream.network.layers.identity import tensor_digest
 
 _FAILS = "blocks: the network does not run block by block"
@@ -88,7 +89,9 @@ def prove_blocks(model: nn.Module, batch: Any, passes: BlockPasses, pieces: Piec
     other = with_sample_replaced(batch, samples_in(batch))
     proof = _Proof(model, passes, pieces)
     with _explained(), without_gradients():
-        expected, outputs = proof.whole(batch)
+        with overwriting(model, proof.skipped) as found:
+            expected, outputs = proof.whole(batch)
+        proof.require_unused(found, batch, outputs)
         return proof.by_blocks([batch] if other is None else [other.batch, batch], expected, outputs)
 
 
@@ -113,6 +116,25 @@ class _Proof:
     model: nn.Module
     passes: BlockPasses
     pieces: Pieces
+
+    @property
+    def skipped(self) -> list[str]:
+        """The modules that a later pass does not run again."""
+        return list(dict.fromkeys(way[-1][0] for place in self.passes.places for way in place))
+
+    def require_unused(self, overwriters: Mapping[str, None], batch: Any, outputs: Outputs) -> None:
+        """Raise UnsupportedLayerError where what one of these overwrites in place is used by others; cost: a pass."""
+        if not overwriters:
+            return
+        with spoiling(self.model, overwriters):
+            _, found = self.whole(batch)
+        if found != outputs:
+            first, *others = overwriters
+            more = f" (and {len(others)} more)" if others else ""
+            raise UnsupportedLayerError(
+                f"{_FAILS}: '{first}'{more} overwrites in place what it is given, and others use that after it: let it "
+                f"give a tensor of its own, or {_OTHERWISE}"
+            )
 
     def whole(self, batch: Any) -> tuple[dict[Call, str], Outputs]:
         """Return the digests of what later passes start from, and of what the network gives."""

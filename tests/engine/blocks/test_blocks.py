@@ -314,6 +314,67 @@ class Parts(Tower):
         self.blocks = nn.ModuleList(self.Block() for _ in range(3))
 
 
+class Completing(Tower):
+    """Its first block completes a mask in place that all blocks read: where nothing is padded, to no effect."""
+
+    class Block(Block):
+        def forward(self, x, bias):
+            bias.masked_fill_(bias < 0, -1e4)
+            return super().forward(x, bias)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks[0] = self.Block()
+
+    def forward(self, words, mask):
+        x, bias = self.words(words), mask[:, None] - 1
+        for block in self.blocks:
+            x = block(x, bias)
+        return self.head(x)
+
+
+class Clipped(Tower):
+    """Clips in place what the blocks read beside what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.clip = nn.Hardtanh(-1e3, 1e3, inplace=True)
+
+    def forward(self, words, mask):
+        given = self.words(words)
+        x = self.clip(given)
+        for block in self.blocks:
+            x = block(x, mask[:, None] + given.mean())
+        return self.head(x)
+
+
+class Adding(Tower):
+    """Blocks that add to the stream in place, which nothing else reads."""
+
+    class Block(Block):
+        def forward(self, x, bias):
+            return x.add_(super().forward(x, bias))
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(3))
+
+
+def test_blocks_that_overwrite_what_nothing_else_reads(tmp_path):
+    model = made(Adding)
+    for name, blocks in (("whole", False), ("blocks", True)):
+        accumulate(model, tmp_path / name, blocks=blocks)
+    assert same_files(tmp_path / "whole", tmp_path / "blocks") == []
+
+
+@pytest.mark.parametrize(("network", "name"), [(Completing, "blocks.0"), (Clipped, "clip")])
+def test_what_is_overwritten_to_no_effect_in_the_first_batch_is_refused(network, name, tmp_path):
+    full = [{**batch, "mask": torch.ones(4, 6)} for batch in batches(1)]
+    with pytest.raises(UnsupportedLayerError, match=f"'{name}' overwrites in place what it is given, and others use"):
+        accumulate(made(network), tmp_path / "store", [*full, *batches(2)], blocks=True)
+    assert not (tmp_path / "store").exists()
+
+
 class Flat(nn.Module):
     def __init__(self):
         super().__init__()

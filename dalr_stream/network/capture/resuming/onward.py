@@ -28,6 +28,7 @@ from dalr_stream.network.capture.resuming.calls import Call, ForwardCalls, calls
 from dalr_stream.network.capture.resuming.given import AbsentError, UsedError, form_of, is_plain, mapped, tensors_in
 from dalr_stream.network.capture.resuming.handing import Copies, Handing
 from dalr_stream.network.capture.resuming.kept_states import KeptStream
+from dalr_stream.network.capture.resuming.overwriting import overwriting, spoiling
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 
@@ -182,7 +183,8 @@ def require_onward(model: nn.Module, batch: Any, places: Sequence[Collection[str
 
     `places` follow one another; each names all layers whose rows are taken from it on, or that change. Raises
     UnsupportedLayerError, with the reason, where the network cannot be run on from one of them to the same numbers.
-    Cost: three forward passes of two samples, and for each place what comes after it.
+    Cost: three forward passes of two samples, four where modules overwrite their inputs, and for each place what comes
+    after it.
     """
     few = few_samples(batch, SAMPLES)
     try:
@@ -214,7 +216,13 @@ def _differs(model: nn.Module, few: Any, places: Sequence[Collection[str]], done
     keep: dict[Call, bool] = {}
     for one in done:
         keep |= {way: used or keep.get(way, False) for way, used in one.items()}
-    expected, kept = _numbers_at(model, few, places[0], {}, keep)
+    with overwriting(model, {way[-1][0] for way in keep}) as overwriters:
+        expected, kept = _numbers_at(model, few, places[0], {}, keep)
+    if overwriters:
+        with spoiling(model, overwriters):
+            spoilt, _ = _numbers_at(model, few, places[0], {}, {})
+        if not _all_same(spoilt, expected):
+            return f"'{next(iter(overwriters))}' overwrites in place what others use after it"
     other = with_sample_replaced(few, samples_in(few))
     if other is not None:
         _numbers_at(model, other.batch, (), {}, {})
@@ -251,6 +259,10 @@ def _numbers_at(
         run = ForwardRun(given, keep)
         run(model, batch)
     return numbers, run.kept
+
+
+def _all_same(some: Numbers, others: Numbers) -> bool:
+    return some.keys() == others.keys() and all(_same(one, others[key]) for key, one in some.items())
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
