@@ -14,7 +14,7 @@ from dalr_stream.network.blocks.pieces import Pieces
 from dalr_stream.network.capture.hooks import ToRows, capture_rows, require_batches, require_layers
 from dalr_stream.network.capture.loaders import can_resume, length_of
 from dalr_stream.network.capture.resuming.onward import ResumedPass
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, require_numbers, tensor_digest
@@ -102,7 +102,7 @@ def capture(  # noqa: PLR0913  # each is a word of the sentence that the caller 
     """
     root, model, link = place_of(store), plain_network(model), ranks or Ranks()
     progress = progress or Silent()
-    rows = (rows or RowRule()).of_layers(layers)
+    rows = rule_of(rows).of_layers(layers)
     require_batches(batches)
     require_numbers(model)
     if link.ranks > 1:

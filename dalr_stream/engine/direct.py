@@ -31,7 +31,7 @@ from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.hooks import require_batches, require_layers
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.resuming.onward import OnwardPass
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.wrapped import plain_network, require_for_ranks
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.identity import bias_digest, tensor_digest
@@ -158,7 +158,7 @@ def _feed(
     model = plain_network(model)
     if ranks is not None and ranks.ranks > 1:
         require_for_ranks(model, batches, ranks.ranks)
-    rule = (rows or RowRule()).of_layers(layers)
+    rule = rule_of(rows).of_layers(layers)
     return NetworkRows(model, batches, layers, rule, ranks=1 if ranks is None else ranks.ranks)
 
 

@@ -16,7 +16,7 @@ from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.gradients.taking import there_and_back
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
@@ -61,7 +61,7 @@ def estimate(
 
     Raises InvalidInputError for a loader without a length, or where `rows` does not fit.
     """
-    rule = rows or RowRule()
+    rule = rule_of(rows)
     readers: list[dict[str, str]] = []
     counts: dict[str, dict[str, int]] = {}
     known: list[dict[str, int | None]] = []

@@ -13,7 +13,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import capture_rows
 from dalr_stream.network.capture.paired import with_rows
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.layers.spec import weights_of, whole_outputs
 from dalr_stream.network.surgery.plan import last_layer
 from dalr_stream.numerics.rows.sampling import HoldoutRule
@@ -71,7 +71,7 @@ def output_errors(
     >>> ds.output_errors(model, model, batches, ["0", "2"])
     {'0': 0.0, '2': 0.0}
     """
-    every = dataclasses.replace(rows or RowRule(), most_patches=None)
+    every = dataclasses.replace(rule_of(rows), most_patches=None)
     specs = [whole_outputs(original, name) for name in layers]
     outputs: dict[str, Rows] = {}
     now = {name: whole_outputs(compressed, last_layer(compressed, name)) for name in layers}

@@ -31,7 +31,7 @@ from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.paired import SecondNetwork
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.resuming.onward import OnwardPass
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.layers.identity import bias_digest, fingerprint, tensor_digest
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of
@@ -90,7 +90,7 @@ class PairedRows:
                     "compressed network: its nodes were pruned, so pair the layers that read them"
                 )
             targets[stream] = dataclasses.replace(targets[stream], outputs=outputs)
-        return cls(original, compressed, batches, (rows or RowRule()).of_layers(()), now, targets)
+        return cls(original, compressed, batches, rule_of(rows).of_layers(()), now, targets)
 
     @property
     def pairs(self) -> dict[str, PairRecord]:

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from dalr_stream.errors import NonFiniteError
+from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.rank_k import one_blas_thread
 from dalr_stream.numerics.rows.tiling import Rows, Samples, Tile, Tiler
 from dalr_stream.numerics.statistics.backend import Backend
@@ -19,11 +19,11 @@ from dalr_stream.storage.checkpoints import SavedFold
 
 @contextmanager
 def named(layer: str) -> Iterator[None]:
-    """Name the layer whose sums overflowed."""
+    """Name the layer whose sums overflowed, or whose rows are of another width."""
     try:
         yield
-    except NonFiniteError as error:
-        raise NonFiniteError(f"layer '{layer}': {error}") from None
+    except (NonFiniteError, InvalidInputError) as error:
+        raise type(error)(f"layer '{layer}': {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,12 @@ class LayerLanes:
             self.push(saved.pending["pending"], saved.pending["pending_sample"])
 
     def push(self, rows: Rows, samples: Samples) -> None:
-        """Fold every tile that these rows fill."""
+        """Fold every tile that these rows fill; raises InvalidInputError for rows of another width."""
+        if rows.shape[1] != self.rule.features:
+            raise InvalidInputError(
+                f"its rows have {rows.shape[1]} features in this batch, and {self.rule.features} in those before: "
+                "give all batches the same form"
+            )
         for tile in self._tiler.push(rows, samples):
             self._update(tile)
 

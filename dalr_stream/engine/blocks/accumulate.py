@@ -36,7 +36,7 @@ from dalr_stream.network.capture.hooks import require_batches, require_eval, req
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.probe import probe_of
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.wrapped import require_for_ranks
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.progress import Progress, Silent
@@ -96,7 +96,7 @@ def block_rows(  # noqa: PLR0913  # those of accumulate
     if link.ranks > 1:
         require_for_ranks(model, batches, link.ranks)
     first, pieces = SameEveryPass(batches).first(), Pieces.of(model)
-    rule = (rows or RowRule()).of_layers(layers)
+    rule = rule_of(rows).of_layers(layers)
     probe = probe_of(model, first, samples_in(first)) if rule.prove else None  # its cache is part of what it gives
     with uncached(model):
         passes = BlockPasses.of(model, first, pieces, blocks)

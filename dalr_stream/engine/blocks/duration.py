@@ -21,7 +21,7 @@ from dalr_stream.network.capture.gradients.edges import edges_of
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.torch_library import wait_for_devices
@@ -81,7 +81,7 @@ def duration_of_blocks(
     rows: RowRule | None = None,
 ) -> BlockDuration:
     """Time the first block that has layers to record, on some samples of each loader's first batch."""
-    pieces, rule = Pieces.of(model), (rows or RowRule()).of_layers(layers)
+    pieces, rule = Pieces.of(model), rule_of(rows).of_layers(layers)
     seconds, reading, block, within = 0.0, 0.0, "", list[LayerSpec]()
     for batches in loaders.values():
         first = SameEveryPass(batches).first()

@@ -26,7 +26,7 @@ from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.observed import observed_pass
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.layers.elsewhere import weights_elsewhere
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.flops import is_on_meta
@@ -53,7 +53,7 @@ def estimate_blocks(  # noqa: PLR0913  # those of estimate, and how blocks go
     each. Cost: four forward passes over the first batch of each domain.
     """
     counts: dict[str, dict[str, int]] = {}
-    rule, stream, graph, longest = (rows or RowRule()).of_layers(layers), 0, 0, 0
+    rule, stream, graph, longest = rule_of(rows).of_layers(layers), 0, 0, 0
     for domain, batches in loaders.items():
         length = length_of(batches)
         if length is None:

@@ -23,7 +23,7 @@ from dalr_stream.network.capture.batches import samples_in
 from dalr_stream.network.capture.gradient_rule import GradientRule
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.flops import forward_flops, is_on_meta
@@ -73,7 +73,7 @@ def duration_of(
 
     What `rates` state is not timed. Raises InvalidInputError for a device that is not here, and for CuPy.
     """
-    rates, rule = rates or Rates(), rows or RowRule()
+    rates, rule = rates or Rates(), rule_of(rows)
     if folding.device == CUPY and rates.sums is None:
         raise InvalidInputError("folding on CuPy is not timed")
     passes = max(1.0, len(plan.groups) / max(plan.blocks, 1)) if plan.direct else 1

@@ -21,7 +21,7 @@ from dalr_stream.engine.planning.records import Estimate, LayerEstimate
 from dalr_stream.engine.planning.requests import BucketRequests, bucket_requests
 from dalr_stream.errors import DalrStreamError, InvalidInputError
 from dalr_stream.network.capture.batches import samples_in
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.layers.spec import LayerSpec
 from dalr_stream.network.measure.flops import is_on_meta
 from dalr_stream.storage.buckets.requests import NONE
@@ -119,7 +119,7 @@ def estimate(  # noqa: PLR0913  # those of accumulate, and what stands for data,
     """
     if ranks < 1:
         raise InvalidInputError(f"ranks must be at least 1, got {ranks}")
-    folding, rule = folding or Folding(), replace(rows or RowRule(), mask=None, prove=not is_on_meta(model))
+    folding, rule = folding or Folding(), replace(rule_of(rows), mask=None, prove=not is_on_meta(model))
     loaders = {"target": StatedBatches(example, samples)}
     with shapes_explained(model):
         plan = plan_of(model, loaders, layers, folding, rows=rule, direct=not keep_rows, ranks=ranks)

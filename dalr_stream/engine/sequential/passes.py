@@ -25,7 +25,7 @@ from dalr_stream.engine.sequential.sequential_pass import LayerOutcome, Sequenti
 from dalr_stream.engine.sequential.targets import Target, require_a_stream
 from dalr_stream.network.capture.passes import SameEveryPass, order_of_execution
 from dalr_stream.network.capture.resuming.kept_states import Room
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.surgery.compress import compress
 from dalr_stream.network.surgery.refitting import refit
 from dalr_stream.numerics.options import parse_choice
@@ -80,7 +80,7 @@ def sequential_passes(  # noqa: PLR0913  # those of compress_sequentially
     methods = {name: choice.by for name, choice in choices.items()}
     groups, heads = require_prunable(model, methods, seen), require_attentions(model, methods, seen)
     require_heads(choices, heads)
-    first, rule = seen.first(), (rows or RowRule()).of_layers(())
+    first, rule = seen.first(), rule_of(rows).of_layers(())
     towards = parse_choice(Target, target, "target")
     targets = targets_of(model, first, methods, groups, towards)
     if towards is Target.STREAM:

@@ -200,6 +200,8 @@ def sizes(  # noqa: PLR0913  # each is a choice of the user's
     _require_shares(share if isinstance(share, Sequence) and not isinstance(share, str) else [share])
     if weights_elsewhere(model) is not None:
         score_by_blocks(model, score)  # before anything is solved
+    if isinstance(methods, str):
+        raise InvalidInputError(f"sizes: methods must be a sequence, got '{methods}': say ['{methods}']")
     named = [parse_choice(Method, method, "method") for method in methods or PLAIN]
     if len({method.family for method in named}) < len(named):
         raise InvalidInputError(f"sizes: give one method of each family at most, got {', '.join(named)}")

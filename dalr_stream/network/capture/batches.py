@@ -55,7 +55,7 @@ def holds_batches(value: Any) -> bool:
 
 @contextmanager
 def refusals_explained(batch: Any, place: str) -> Iterator[None]:
-    """Name the batch that a network refuses: for use around its first forward pass over some data.
+    """Name the batch that a network refuses, around its forward pass.
 
     Raises InvalidInputError with the batch's form, and what torch says of it.
     """

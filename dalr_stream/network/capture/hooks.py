@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from dalr_stream.network.capture.masks import BatchMasks
 from dalr_stream.network.capture.proofs.probe import probe_of
 from dalr_stream.network.capture.reading import without_gradients
 from dalr_stream.network.capture.resuming.onward import ResumedPass
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.network.capture.taking import RowTaker
 from dalr_stream.network.layers.identity import require_numbers
@@ -103,7 +102,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         require_numbers(model)
     require_batches(batches)
     require_eval(model)
-    rule, batch_done = rows or RowRule(), batch_done or _ignore_batch
+    rule, batch_done = rule_of(rows), batch_done or _ignore_batch
     held = sink.held if can_resume(batches) else ()
     first = max(len(held) - 1, 0)  # the last one is loaded again: a loader that begins in the wrong place is noticed
     for samples in held[:first]:
@@ -115,7 +114,7 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
             samples, masks, digest = _identity(batch, rule)
             skipped = sink.skip(number, samples, digest)
             if not skipped:
-                with refusals_explained(batch, f"capture: batch {number}") if number == first else nullcontext():
+                with refusals_explained(batch, f"capture: batch {number}"):
                     taken = taker.take(batch, samples, seen, masks, number=number) if samples else {}
                 if probed is not None and samples and rule.prove:
                     probe, once = probe_of(model, batch, samples), probed

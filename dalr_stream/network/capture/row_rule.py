@@ -132,19 +132,20 @@ class RowRule:
         return None if self.mask is None or samples == 0 else BatchMasks.of(self.mask, batch, samples)
 
 
+def rule_of(rows: RowRule | None) -> RowRule:
+    """Return the rule that was given, or the one that takes every row; raises InvalidInputError for anything else."""
+    if not isinstance(rows, RowRule | None):
+        raise InvalidInputError(f"rows must be a ds.RowRule, got {rows!r}: a GradientRule is its `gradients`")
+    return rows or RowRule()
+
+
 class BatchRows:
     """The rule applied to one batch, whichever the layer."""
 
     def __init__(  # what one batch is
-        self,
-        rule: RowRule,
-        samples: int,
-        first_sample: int,
-        masks: BatchMasks | None,
-        *,
-        orders: Orders | None = None,
-        paired: bool = False,
-    ) -> None:
+        self, rule: RowRule, samples: int, first_sample: int, masks: BatchMasks | None, *,
+        orders: Orders | None = None, paired: bool = False,
+    ) -> None:  # fmt: skip
         """`first_sample` is the number of the batch's first sample within its domain; `masks` are from `masks_of`.
 
         `orders` is what is proved of the layers' rows. `paired` is as in `RowRule.most_of`.
@@ -197,8 +198,7 @@ class BatchRows:
     def _each(self, leading: tuple[int, ...], order: RowOrder, keep: Keep | None) -> Samples:
         """(N,): rows of each sample that are kept; None keeps all."""
         if keep is not None:
-            counts: Samples = keep.sum(axis=1, dtype=np.int64)
-            return counts
+            return np.asarray(keep.sum(axis=1, dtype=np.int64))
         rows = math.prod(leading)
         return np.full(self._samples, rows if order.of_every_sample else rows // self._samples, np.int64)
 
@@ -210,8 +210,7 @@ class BatchRows:
             return None
         if keep is None:
             return None if masked else np.full(self._samples, each, np.int64)
-        counts: Samples = keep.sum(axis=1, dtype=np.int64)
-        return counts
+        return np.asarray(keep.sum(axis=1, dtype=np.int64))
 
     def take_routed(self, stream: str, rows: LayerRows, places: Places) -> Taken:
         """Copy the watched rows of a layer that a router sends them to, in the order of samples and positions."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -48,7 +47,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
     with without_gradients():
         for number, batch in enumerate(batches):
             inputs, labels = labelled(batch)
-            with nullcontext() if number else refusals_explained(batch, "evaluate: batch 0"):
+            with refusals_explained(batch, f"evaluate: batch {number}"):
                 predicted = scores_of(call(model, inputs)).argmax(dim=1).cpu()
             if labels.shape != predicted.shape:
                 raise InvalidInputError(

@@ -19,12 +19,13 @@ from dalr_stream.network.capture.batches import (
     held_out_of,
     inputs_copied,
     inputs_of,
+    refusals_explained,
     samples_in,
     tensors_in,
 )
 from dalr_stream.network.capture.hooks import require_eval
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.measure.distance import Comparison, Distance, require_same_shapes, total
 from dalr_stream.network.measure.memory import memory_of
 from dalr_stream.numerics.options import parse_choice, whole_number
@@ -86,7 +87,7 @@ class OutputDistance:
         require_eval(model, PLACE)
         whole_number(samples, f"{PLACE}: samples to measure networks on")
         self._model = model
-        self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rows or RowRule())
+        self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rule_of(rows))
         if not isinstance(holdout, HoldoutRule | None):
             raise InvalidInputError(f"holdout must be a rule, ds.HoldoutRule(0.1) say, got {holdout!r}")
         unseen = [] if holdout is None else list(_first(held_out_of(batches, holdout), samples))
@@ -149,7 +150,9 @@ class OutputDistance:
         return outputs
 
     def _outputs(self, model: nn.Module, batch: Any) -> list[torch.Tensor]:
-        return self._comparison.tensors(call(model, inputs_copied(batch)), batch, PLACE)
+        with refusals_explained(batch, PLACE):
+            outputs = call(model, inputs_copied(batch))
+        return self._comparison.tensors(outputs, batch, PLACE)
 
 
 def measuring_bytes(model: nn.Module, batches: Iterable[Any], samples: int, kept_bytes: int = KEPT_BYTES) -> int:

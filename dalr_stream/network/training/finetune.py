@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, NonFiniteError
-from dalr_stream.network.capture.batches import call, digest_of_inputs, inputs_copied, samples_in
+from dalr_stream.network.capture.batches import call, digest_of_inputs, inputs_copied, refusals_explained, samples_in
 from dalr_stream.network.layers.identity import digest_of_member
 from dalr_stream.network.training.epochs import Epochs, EpochsFile, Trained
 from dalr_stream.network.training.seeding import own_generator, seed
@@ -177,7 +177,9 @@ def _epoch(
 
 def _loss(model: nn.Module, inputs: Any, labels: Any, options: FineTuning, place: str) -> torch.Tensor:
     device = next(model.parameters()).device
-    loss = options.loss(call(model, inputs), labels.to(device) if isinstance(labels, torch.Tensor) else labels)
+    with refusals_explained((inputs,), f"fine-tuning: {place}"):
+        outputs = call(model, inputs)
+    loss = options.loss(outputs, labels.to(device) if isinstance(labels, torch.Tensor) else labels)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise InvalidInputError(
             f"fine-tuning: {place}: the loss must be one number that depends on what is trained, got {loss!r}: look at "

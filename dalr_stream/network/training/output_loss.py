@@ -10,7 +10,7 @@ from torch import nn
 from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.batches import call, inputs_copied
 from dalr_stream.network.capture.reading import without_gradients
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.network.measure.distance import Comparison, Distance, require_same_shapes, total
 from dalr_stream.numerics.options import parse_choice
@@ -60,7 +60,7 @@ class OutputLoss:
         if any(module.training for module in model.modules()):
             raise InvalidInputError(f"{PLACE}: the original network must be in eval mode: call model.eval()")
         self._model = model
-        self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rows or RowRule())
+        self._comparison = Comparison(parse_choice(Distance, distance, "distance"), rule_of(rows))
 
     def __call__(self, outputs: Any, batch: Any) -> torch.Tensor:
         """Return the distance, a scalar.

@@ -27,7 +27,7 @@ from dalr_stream.network.blocks.walk import BlockWalk
 from dalr_stream.network.capture.batches import require_mask_passed_on
 from dalr_stream.network.capture.passes import SameEveryPass
 from dalr_stream.network.capture.proofs.proved import prove
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.network.layers.identity import fingerprint
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.progress import Progress, Silent
@@ -58,7 +58,7 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
     """Do what `compress_sequentially` does, one block in memory at a time."""
     root = _folder(store)
     folding, progress = folding or Folding(), progress or Silent()
-    rule, towards = (rows or RowRule()).of_layers(()), parse_choice(Target, target, "target")
+    rule, towards = rule_of(rows).of_layers(()), parse_choice(Target, target, "target")
     require_sound(model, choices, folding, has_source=source is not None)
     pieces, seen = Pieces.of(model), SameEveryPass(batches)
     beside = None if source is None else SameEveryPass(source, "source")

@@ -18,7 +18,7 @@ from dalr_stream.network.blocks.proof import generations_of
 from dalr_stream.network.blocks.uncached import uncached
 from dalr_stream.network.capture.loaders import length_of
 from dalr_stream.network.capture.passes import SameEveryPass
-from dalr_stream.network.capture.row_rule import RowRule
+from dalr_stream.network.capture.row_rule import RowRule, rule_of
 from dalr_stream.numerics.methods import Method
 from dalr_stream.streaming.folding import Folding
 
@@ -101,7 +101,7 @@ def estimate_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         passes = BlockPasses.of(model, seen.first(), pieces, blocks)
         kept = generations_of(model, seen.first(), passes)
         known = KnownBatches.glimpsed(seen)
-        rule = (rows or RowRule()).of_layers(())
+        rule = rule_of(rows).of_layers(())
         prepared = Preparation(model, passes, pieces, known, methods, target, folding, rule).blocks()
     lengths = [length_of(one) or 1 for one in (batches, source) if one is not None]
     samples = kept.samples * (sum(lengths) + len(known.examples))
