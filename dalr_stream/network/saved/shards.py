@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, StoreDamagedError, StoreNotFoundError
-from dalr_stream.network.saved.files import INDEX, file_digest, weights_file
+from dalr_stream.network.saved.files import INDEX, WEIGHTS, file_digest, weights_file
 from dalr_stream.network.saved.pickled import conversion, is_pickled, pickled_beside
 
 DIGESTS = "sha256"
@@ -47,10 +47,16 @@ class Shards:
     def open(cls, path: Path) -> Shards:
         """Read the headers of the weights at `path`: a file, an index, or a folder that has one of them.
 
-        Raises StoreNotFoundError, InvalidInputError for files of torch.save, StoreDamagedError for a file whose header
-        is damaged or that was cut short, and FingerprintMismatchError for an index that does not say what is there.
+        Raises StoreNotFoundError, InvalidInputError for files of torch.save and for a folder that has both,
+        StoreDamagedError for a file whose header is damaged or that was cut short, and FingerprintMismatchError for an
+        index that does not say what is there.
         """
         head = weights_file(path)
+        if path.is_dir() and (path / INDEX).exists() and (path / WEIGHTS).exists():
+            raise InvalidInputError(
+                f"'{path}' has both '{WEIGHTS}' and '{INDEX}': which of them holds the weights is not said: name "
+                "the one that is meant, or move the other away"
+            )
         if not head.is_file():
             beside = pickled_beside(head if path.is_dir() else path)
             raise StoreNotFoundError(f"there are no weights at '{head}'{beside}")

@@ -63,6 +63,10 @@ def of_whole_numbers(folder):
     change(shard(folder, 0), lambda state: state.update({"words.weight": state["words.weight"].to(torch.int8)}))
 
 
+def one_file_beside_the_index(folder):
+    (folder / "model.safetensors").write_bytes(shard(folder).read_bytes())
+
+
 def index_lacks_one(folder):
     indexed(folder, lambda index: index.pop(next(iter(index))))
 
@@ -119,6 +123,11 @@ def pickled(folder):
         (twice, FingerprintMismatchError, "is in two files"),
         (cut_short, StoreDamagedError, "is not a readable safetensors file"),
         (another_header, StoreDamagedError, "is not a readable safetensors file"),
+        (
+            one_file_beside_the_index,
+            InvalidInputError,
+            "has both 'model.safetensors' and .*: name the one that is meant",
+        ),
         (no_file, StoreNotFoundError, "there is no '.*', which"),
         (index_is_no_index, StoreDamagedError, "is no index of safetensors files"),
         (index_leads_elsewhere, StoreDamagedError, "names '../secret.safetensors', which is not a file beside it"),
