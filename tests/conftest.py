@@ -84,11 +84,10 @@ def _imported_from_there_goes_with_the_folder(tmp_path_factory):
 
     Which tests come before a test in its process depends on how busy the machine is.
     """
-    before = sys.modules.copy()
     yield
     folder = str(tmp_path_factory.getbasetemp())
     for name, module in sys.modules.copy().items():
-        if before.get(name) is not module and str(getattr(module, "__file__", None)).startswith(folder):
+        if str(getattr(module, "__file__", None)).startswith(folder):
             del sys.modules[name]
 
 

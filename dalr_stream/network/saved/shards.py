@@ -101,7 +101,7 @@ class Shards:
         found: dict[str, torch.dtype] = {}
         for file in dict.fromkeys(self.files.values()):
             with _explained(file), safe_open(file, framework="pt") as opened:
-                found |= {name: opened.get_tensor(name).dtype for name in opened.keys()}  # noqa: SIM118
+                found |= {name: _type_of(opened, name) for name in opened.keys()}  # noqa: SIM118
         return found
 
     def require_unchanged(self) -> None:
@@ -166,6 +166,13 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
         for name in opened.keys():  # noqa: SIM118  # it is a function, not a mapping
             described = opened.get_slice(name)
             yield name, tuple(described.get_shape()), described.get_dtype()
+
+
+def _type_of(opened: Any, name: str) -> torch.dtype:
+    """Return a tensor's type; of one that has dimensions, no number is read."""
+    described = opened.get_slice(name)
+    dtype: torch.dtype = (described[:0] if described.get_shape() else opened.get_tensor(name)).dtype
+    return dtype
 
 
 def _require_as_indexed(head: Path, indexed: Mapping[str, str], files: Mapping[str, Path]) -> None:
