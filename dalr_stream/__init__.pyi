@@ -8,9 +8,9 @@ from dalr_stream.cli.console import show_progress as show_progress
 from dalr_stream.engine.accumulate import accumulate as accumulate
 from dalr_stream.engine.blocks.by_block import statistics_by_block as statistics_by_block
 from dalr_stream.engine.capture import capture as capture
-from dalr_stream.engine.cross import accumulate_cross as accumulate_cross
-from dalr_stream.engine.cross_from_stores import accumulate_cross_stored as accumulate_cross_stored
-from dalr_stream.engine.output_errors import output_errors as output_errors
+from dalr_stream.engine.cross.accumulate import accumulate_cross as accumulate_cross
+from dalr_stream.engine.cross.from_stores import accumulate_cross_stored as accumulate_cross_stored
+from dalr_stream.engine.cross.output_errors import output_errors as output_errors
 from dalr_stream.engine.planning.estimate import estimate as estimate
 from dalr_stream.engine.planning.rates import Rates as Rates
 from dalr_stream.engine.planning.records import Estimate as Estimate

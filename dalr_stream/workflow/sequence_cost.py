@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.cross.cost import PairMemory
 from dalr_stream.engine.sequential.blocks.estimate import BlockSequenceCost, estimate_by_blocks
 from dalr_stream.engine.sequential.onward_passes import kept_of_sample
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes

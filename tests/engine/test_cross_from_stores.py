@@ -11,8 +11,8 @@ from rows_of_two_stores import both, two_stores
 from stopping import StopAfter, StoppedError
 
 import dalr_stream as ds
-from dalr_stream.engine.cross import accumulate_cross
-from dalr_stream.engine.cross_from_stores import accumulate_cross_stored
+from dalr_stream.engine.cross.accumulate import accumulate_cross
+from dalr_stream.engine.cross.from_stores import accumulate_cross_stored
 from dalr_stream.engine.stores.merge import merge
 from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import (

@@ -15,7 +15,7 @@ from pairs import Calls, compressed_of, data, network
 from stopping import StopAfter, StoppedError
 
 import dalr_stream as ds
-from dalr_stream.engine.cross import accumulate_cross, estimate_cross
+from dalr_stream.engine.cross.accumulate import accumulate_cross, estimate_cross
 from dalr_stream.engine.stores.merge import merge
 from dalr_stream.engine.stores.verify import verify_store
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, MemoryLimitError

@@ -15,7 +15,7 @@ from peak_memory import baseline, peak_above
 from torch import nn
 
 import dalr_stream as ds
-from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.cross.cost import PairMemory
 from dalr_stream.engine.sequential.onward_passes import kept_of_sample
 from dalr_stream.engine.sequential.pass_plan import PassesOf, plan_passes, watched_in_passes
 from dalr_stream.errors import DalrStreamWarning

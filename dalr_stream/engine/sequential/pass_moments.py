@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross import known_batches
-from dalr_stream.engine.cross_cost import PairMemory, is_wider_out
+from dalr_stream.engine.cross.accumulate import known_batches
+from dalr_stream.engine.cross.cost import PairMemory, is_wider_out
+from dalr_stream.engine.cross.layer_cross import LayerCrossMoments, NetworkPair
+from dalr_stream.engine.cross.paired_rows import PairedRows
 from dalr_stream.engine.direct import NetworkRows
 from dalr_stream.engine.fold_passes import fold_in_memory, fold_into, kept_record
-from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.paired_rows import PairedRows
 from dalr_stream.engine.sequential.onward_passes import OnwardPasses
 from dalr_stream.network.capture.row_rule import RowRule
 from dalr_stream.network.layers.spec import LayerSpec, select_layers, weights_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import PairMemory, narrowest_pair_load, pair_load
+from dalr_stream.engine.cross.cost import PairMemory, narrowest_pair_load, pair_load
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import MemoryLimitError
 from dalr_stream.network.layers.groups import parts_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.cross.cost import PairMemory
 from dalr_stream.engine.own_weights import require_own_weights
 from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.pass_plan import PassesOf, SequencePlan, plan_passes, watched_in_passes

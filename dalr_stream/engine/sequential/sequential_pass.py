@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from dalr_stream.engine.layer_cross import LayerCrossMoments
+from dalr_stream.engine.cross.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.sequential.heads_in_turn import AttentionTurn
 from dalr_stream.engine.sequential.layer_choice import LayerChoice

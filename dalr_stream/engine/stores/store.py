@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dalr_stream.engine.layer_cross import LayerCrossMoments, pairs_in
+from dalr_stream.engine.cross.layer_cross import LayerCrossMoments, pairs_in
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.statistics import Weights, layer_names, stored_weights
 from dalr_stream.engine.stores.store_view import StoreView

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from dalr_stream.engine.cross import accumulate_cross, estimate_cross
-from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.cross.accumulate import accumulate_cross, estimate_cross
+from dalr_stream.engine.cross.cost import PairMemory
 from dalr_stream.errors import ConfigError, LayerNotFoundError, UnsupportedLayerError
 from dalr_stream.network.layers.kinds import matrix_of
 from dalr_stream.network.layers.spec import LayerSpec, layer_of, select_layers

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.output_errors import output_errors
+from dalr_stream.engine.cross.output_errors import output_errors
 from dalr_stream.engine.sequential.compress import compress_sequentially
 from dalr_stream.engine.sequential.layer_choice import LayerChoice
 from dalr_stream.engine.sequential.pass_moments import KnownMoments

@@ -7,7 +7,7 @@ import pytest
 from notes import Notes
 
 import dalr_stream as ds
-from dalr_stream.engine.cross import accumulate_cross
+from dalr_stream.engine.cross.accumulate import accumulate_cross
 from dalr_stream.errors import ConfigError, FingerprintMismatchError, StoreNotFoundError
 from dalr_stream.workflow.run import Run
 from dalr_stream.workflow.runfile.config import load_config

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.cross.cost import PairMemory
 from dalr_stream.engine.sequential.blocks.known_batches import KnownBatches
 from dalr_stream.engine.sequential.onward_passes import kept_of_sample, touched_by
 from dalr_stream.engine.sequential.pass_plan import SequencePlan

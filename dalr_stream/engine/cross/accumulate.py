@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import nn
 
-from dalr_stream.engine.cross_cost import PairMemory, pair_load
+from dalr_stream.engine.cross.cost import PairMemory, pair_load
+from dalr_stream.engine.cross.layer_cross import LayerCrossMoments
+from dalr_stream.engine.cross.paired_rows import PairedRows, as_it_is
 from dalr_stream.engine.fold_passes import direct_plan, fold_in_memory, fold_into, kept_record
-from dalr_stream.engine.layer_cross import LayerCrossMoments
 from dalr_stream.engine.layer_moments import LayerMoments
-from dalr_stream.engine.paired_rows import PairedRows, as_it_is
 from dalr_stream.network.capture.hooks import batch_identities
 from dalr_stream.network.capture.passes import require_repeatable
 from dalr_stream.network.capture.row_rule import RowRule

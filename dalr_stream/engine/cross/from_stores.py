@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dalr_stream.engine.backend import backend_of
+from dalr_stream.engine.cross.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.from_store import moments_provenance, require_no_segments
-from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.errors import InvalidInputError, LayerNotFoundError
 from dalr_stream.numerics.rows.streams import Pairing, Side, layer_of_stream, stream_name

@@ -19,10 +19,10 @@ from torch import nn
 
 from dalr_stream.engine.backend import rows_for
 from dalr_stream.engine.capture import keep_weights
-from dalr_stream.engine.cross_cost import PairMemory
+from dalr_stream.engine.cross.cost import PairMemory
+from dalr_stream.engine.cross.joint_sink import JointSink
+from dalr_stream.engine.cross.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.fold_passes import fitting
-from dalr_stream.engine.joint_sink import JointSink
-from dalr_stream.engine.layer_cross import LayerCrossMoments, NetworkPair, PairRecord
 from dalr_stream.engine.layer_moments import LayerMoments
 from dalr_stream.engine.row_feed import Begun, Folds, Group
 from dalr_stream.errors import InvalidInputError
