@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from dalr_stream.errors import InvalidInputError
 from dalr_stream.network.capture.hooks import require_batches
 from dalr_stream.network.capture.loaders import most_samples
+from dalr_stream.network.capture.passes import require_repeatable
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 
@@ -53,11 +53,7 @@ class Score:
 
     def __post_init__(self) -> None:
         require_batches(self.batches)
-        if isinstance(self.batches, Iterator):
-            raise InvalidInputError(
-                f"score: batches must be such as can be gone through again, a list or a DataLoader say, got a "
-                f"{type(self.batches).__name__}"
-            )
+        require_repeatable(self.batches, "score: batches")
 
     def __call__(self, network: nn.Module) -> float:
         """Return the score of a network."""

@@ -244,7 +244,9 @@ def test_a_score_that_cannot_go_block_by_block_is_refused_before_anything_is_sol
     ):
         with pytest.raises(UnsupportedLayerError, match=f"the metric of score= may do no more .*{reason}"):
             chosen(network, tmp_path / "store", 0.6, score=ds.Score(metric, batches(1)))
-    with pytest.raises(InvalidInputError, match=r"gone through again, a list or a DataLoader say, got a generator"):
+    with pytest.raises(
+        InvalidInputError, match="score: batches: several passes go through them, a generator allows one"
+    ):
         ds.Score(likelihood, (one for one in batches(1)))
 
 
