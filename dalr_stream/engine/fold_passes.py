@@ -39,7 +39,7 @@ from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.writer import open_writer
 from dalr_stream.streaming.cost import LayerLoad
 from dalr_stream.streaming.fold_sink import INDEX
-from dalr_stream.streaming.folding import Folding, but_for_blas
+from dalr_stream.streaming.folding import Folding, but_for_rounding
 from dalr_stream.streaming.layer_fold import drop_shards, save_rows, save_split
 from dalr_stream.streaming.plan import MemoryPlan, plan
 from dalr_stream.streaming.ranks.link import Alone, Link
@@ -59,10 +59,19 @@ def fold_in_memory(
         return {}
     moments: dict[str, SplitMoments] = {}
     first_pass = Batches()
-    for planned in feed.groups(folding):
+    groups = feed.groups(folding)
+    for planned in groups:
         group = announced(link, planned, folding)
         with ThreadPoolExecutor(folding.threads.workers) as executor:
-            sink = new_sink(feed, folding, executor, link, in_strips=group.in_strips, first_pass=first_pass)
+            sink = new_sink(
+                feed,
+                folding,
+                executor,
+                link,
+                in_strips=group.in_strips,
+                first_pass=first_pass,
+                compares=link.ranks > 1 or len(groups) > 1,
+            )
             feed.send(group, sink, folding, progress)
             moments |= dict(sink.freeze())
             moments |= {name: moments[home] for name, home in sink.record().shared.items()}
@@ -199,8 +208,8 @@ def kept_record(
         rule = folding.rule(record.layers[home].features)
         expected = moments_provenance(network.fingerprint, record, home, rule)
         parts = (*PARTS, *shard_parts(rule.shards))
-        kept = (but_for_blas(origin_of(moments_path(root, domain, home, part))) for part in parts)
-        if any(one != but_for_blas(expected) for one in kept):
+        kept = (but_for_rounding(origin_of(moments_path(root, domain, home, part))) for part in parts)
+        if any(one != but_for_rounding(expected) for one in kept):
             return None
     forget_checkpoints(root, domain)
     return record

@@ -18,7 +18,7 @@ from dalr_stream.storage.records.moments import moments_path, shard_parts
 from dalr_stream.storage.records.record import origin_of
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
-from dalr_stream.streaming.folding import Folding, but_for_blas, rule_facts
+from dalr_stream.streaming.folding import Folding, but_for_rounding, rule_facts
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold, drop_shards, other_shards
 from dalr_stream.streaming.tile_source import StoredTiles
@@ -66,7 +66,7 @@ def accumulate_stored(
         provenance = moments_provenance(opened.manifest.network.fingerprint, record, name, rule)
         checkpoints = Checkpoints(opened.root, domain, name, provenance)
         paths = [moments_path(opened.root, domain, name, part) for part in (*shard_parts(rule.shards), *PARTS)]
-        if any(but_for_blas(origin_of(path)) != but_for_blas(provenance) for path in paths):
+        if any(but_for_rounding(origin_of(path)) != but_for_rounding(provenance) for path in paths):
             folds.append(LayerFold(task, checkpoints, folding, progress))
             continue
         progress.note(f"moments of '{name}' on '{domain}' are up to date")

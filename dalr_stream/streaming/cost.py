@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dalr_stream.numerics.linalg.rank_k import SINGLE_BLOCK_BYTES
 from dalr_stream.numerics.rows.tiling import tile_rows
+from dalr_stream.numerics.statistics.centring import runs_of
 from dalr_stream.numerics.statistics.fold_rule import Strip, lane_count, strips
 from dalr_stream.storage.schema import MAX_CHUNK_BYTES
 
@@ -192,8 +193,12 @@ def store_bytes_of(load: LayerLoad, strip: Strip, parts: int, threads: int, read
 
 
 def turn_bytes(load: LayerLoad, heldout_share: float, columns: int | None = None) -> int:
-    """One tile in float64, and its training and held-out rows where they are parted."""
-    return _FLOAT64 * (load.tile_rows + 1) * (columns or load.features) + (tile_bytes(load) if heldout_share else 0)
+    """Return what folding a tile takes: it in float64, and its training and held-out rows where they are parted.
+
+    Devices have a whole tile in float64. In this process it is the rows of a product: of a narrow layer fewer.
+    """
+    centred = load.tile_rows + len(runs_of(load.tile_rows)) + 1
+    return _FLOAT64 * centred * (columns or load.features) + (tile_bytes(load) if heldout_share else 0)
 
 
 def tile_bytes(load: LayerLoad) -> int:

@@ -38,11 +38,13 @@ class FoldSink(Logged):
         first_pass: Batches | None = None,
         backend: Backend | None = None,
         probed: Callable[[Probe], None] | None = None,
+        compares: bool = True,
     ) -> None:
         """`backend` is what folds, numpy by default; rows have to come in the form that it takes.
 
-        `probed` compares what the network gives for a probe, see `ProbedSink`.
+        `probed` compares what the network gives for a probe, see `ProbedSink`. `compares` is as in `ComparingSink`.
         """
+        self.compares = compares
         self.probed = probed
         self._folding = folding
         self._checkpoints = checkpoints

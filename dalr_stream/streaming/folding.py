@@ -10,7 +10,7 @@ from dalr_stream.numerics.linalg.precision import Precision
 from dalr_stream.numerics.linalg.rank_k import blas_build, usable_cores
 from dalr_stream.numerics.options import parse_choice
 from dalr_stream.numerics.rows.sampling import HoldoutRule
-from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, NUMPY, FoldRule
+from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, NUMPY, SUMMATION, FoldRule
 from dalr_stream.streaming.cluster import Cluster
 from dalr_stream.streaming.lanes import Pace
 
@@ -38,6 +38,9 @@ class Threads:
 
 
 Workers = Threads | Cluster
+
+
+_LAST_BITS = "blas", "summation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +133,23 @@ class Folding:
 def rule_facts(rule: FoldRule) -> dict[str, Any]:
     """Return a rule as plain values; shards and segments only where there are some: other records stay as they were."""
     facts = {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
-    return {name: value for name, value in facts.items() if name not in ("blas", "segment_batches") or value}
+    facts = {name: value for name, value in facts.items() if name not in ("blas", "segment_batches") or value}
+    return facts | ({"summation": SUMMATION} if rule.engine == NUMPY else {})
 
 
-def but_for_blas(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a record was made from, less the BLAS: made elsewhere, or by 0.1, which noted none, it is as good."""
+def but_for_rounding(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a record was made from, less what its last bits alone depend on: made elsewhere it is as good.
+
+    That is the BLAS, which 0.1 did not note, and the order in which rows are added up, which 0.2 did not.
+    """
     if provenance is None or not isinstance(provenance.get("rule"), Mapping):
         return None if provenance is None else dict(provenance)
-    rule = {name: value for name, value in provenance["rule"].items() if name != "blas"}
+    rule = {name: value for name, value in provenance["rule"].items() if name not in _LAST_BITS}
     return {**provenance, "rule": rule}
+
+
+def rounded_as(provenance: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record is made from, with the last bits of another one that is kept."""
+    before = kept.get("rule") or {}
+    rule = {name: value for name, value in provenance["rule"].items() if name not in _LAST_BITS}
+    return {**provenance, "rule": rule | {name: before[name] for name in _LAST_BITS if name in before}}

@@ -25,7 +25,7 @@ from dalr_stream.storage.records.weights import load_layer_weights, save_layer_w
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
 from dalr_stream.storage.writer import open_writer
-from dalr_stream.streaming.folding import Folding, but_for_blas
+from dalr_stream.streaming.folding import Folding, but_for_rounding
 from dalr_stream.streaming.lanes import LaneTask
 from dalr_stream.streaming.layer_fold import LayerFold
 from dalr_stream.streaming.paired_tiles import PairedTiles
@@ -198,7 +198,7 @@ def _folds(  # where, what of, and how
         provenance = moments_provenance(pair.fingerprint, record, stream.name, rule)
         checkpoints = Checkpoints(root, domain, stream.name, provenance)
         paths = [moments_path(root, domain, stream.name, part) for part in (*shard_parts(rule.shards), *PARTS)]
-        if all(but_for_blas(origin_of(path)) == but_for_blas(provenance) for path in paths):
+        if all(but_for_rounding(origin_of(path)) == but_for_rounding(provenance) for path in paths):
             progress.note(f"cross moments of '{stream.layer}' on '{domain}' are up to date")
             checkpoints.drop()
             continue

@@ -27,14 +27,24 @@ _GROUP = "group"
 
 
 def new_sink(  # what is folded how, and by whom
-    feed: RowFeed, folding: Folding, executor: ThreadPoolExecutor, link: Link, *, in_strips: bool, **options: Any
+    feed: RowFeed,
+    folding: Folding,
+    executor: ThreadPoolExecutor,
+    link: Link,
+    *,
+    in_strips: bool,
+    compares: bool = True,
+    **options: Any,
 ) -> Folds:
-    """Return what folds a pass, by lanes or by segments; `in_strips`: ranks share the sums, not the batches alone."""
+    """Return what folds a pass, by lanes or by segments; `in_strips`: ranks share the sums, not the batches alone.
+
+    `compares` is false where nothing is kept, and this process makes the only pass; see `ComparingSink`.
+    """
     backend = backend_of(folding)
     if in_strips:
         return StripSink(folding, executor, link=link, backend=backend, **options)
     if not folding.segment_batches:
-        return FoldSink(folding, executor, backend=backend, **options)
+        return FoldSink(folding, executor, backend=backend, compares=compares, **options)
     return SegmentSink(folding, executor, link=link, length=length_of(feed.batches), backend=backend, **options)
 
 

@@ -34,7 +34,7 @@ from dalr_stream.storage.records.moments import (
 )
 from dalr_stream.storage.records.record import origin_of, provenance_of
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.streaming.folding import but_for_blas
+from dalr_stream.streaming.folding import but_for_rounding
 
 MOST_AT_ONCE = 16
 KEPT_FROM = 4
@@ -151,9 +151,9 @@ class Addition:
         """Return what a branch's records were made from; None where they are not of these rows, or not there."""
         if not branch.is_kept:
             return None
-        expected = but_for_blas({**self.like, "rows": branch.rows(self.layer)})
+        expected = but_for_rounding({**self.like, "rows": branch.rows(self.layer)})
         origins = [origin_of(branch.path(self.layer, part)) for part in PARTS]
-        return origins[0] if origins[0] == origins[1] and but_for_blas(origins[0]) == expected else None
+        return origins[0] if origins[0] == origins[1] and but_for_rounding(origins[0]) == expected else None
 
     def _whole(self, branch: Branch) -> bool:
         try:

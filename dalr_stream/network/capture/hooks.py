@@ -37,7 +37,7 @@ from dalr_stream.network.layers.identity import require_numbers
 from dalr_stream.network.layers.spec import LayerSpec, to_host
 from dalr_stream.numerics.rows.probe import Probe
 from dalr_stream.numerics.rows.share import UNSEEN, Share
-from dalr_stream.numerics.rows.tiling import RowBatch, RowSink, same_as_before
+from dalr_stream.numerics.rows.tiling import ComparingSink, RowBatch, RowSink, same_as_before
 from dalr_stream.numerics.statistics.centring import describe_non_finite
 
 BatchDone = Callable[[int, bool], None]
@@ -109,9 +109,10 @@ def capture_rows(  # noqa: PLR0913  # what is captured, where it goes, and who i
         batch_done(samples, True)  # noqa: FBT003  # a Callable has no keywords
     seen = sum(held[:first])
     taker = RowTaker(model, layers, rule, onward=onward)
+    compared = not isinstance(sink, ComparingSink) or sink.compares
     with without_gradients():
         for number, batch in enumerate(_loaded(batches, first, share_from), start=first):
-            samples, masks, digest = _identity(batch, rule)
+            samples, masks, digest = _identity(batch, rule, compared=compared)
             skipped = sink.skip(number, samples, digest)
             if not skipped:
                 with refusals_explained(batch, f"capture: batch {number}"):
@@ -198,13 +199,13 @@ def _ignore_batch(samples: int, skipped: bool) -> None:  # noqa: FBT001  # a Bat
     """Take no note of a batch."""
 
 
-def _identity(batch: Any, rule: RowRule) -> tuple[int, BatchMasks | None, str]:
+def _identity(batch: Any, rule: RowRule, *, compared: bool = True) -> tuple[int, BatchMasks | None, str]:
     """Return samples, masks and digest of a batch; of one that is loaded elsewhere the samples alone are known."""
     if isinstance(batch, Elsewhere):
         return batch.samples, None, UNSEEN
     samples = samples_in(batch)
     masks = rule.masks_of(batch, samples)
-    return samples, masks, _digest(batch, masks, rule)
+    return samples, masks, _digest(batch, masks, rule) if compared else UNSEEN
 
 
 def _digest(batch: Any, masks: BatchMasks | None, rule: RowRule) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNSEEN = "-"
-"""In place of the digest of a batch that another process loads."""
+"""In place of the digest of a batch that another process loads, or that is compared with none."""
 
 
 @dataclass(frozen=True, slots=True)

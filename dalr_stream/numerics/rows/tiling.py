@@ -193,6 +193,15 @@ class ProbedSink(RowSink, Protocol):
 
 
 @runtime_checkable
+class ComparingSink(Protocol):
+    """A sink that may be the only one that will ever see its batches."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether batches are compared with others, of an earlier run or a pass to come: else they need no digests."""
+
+
+@runtime_checkable
 class SharingSink(Protocol):
     """A sink that several processes send rows to, each those of its share of the batches."""
 

@@ -1,4 +1,4 @@
-"""Rows less their mean, in float64, with what each feature is like: the first pass over every block of rows.
+"""Rows less their mean, in float64, with what each feature is like: what a fold does first with every block of rows.
 
 A feature that is constant is left exactly zero, and one whose mean dwarfs its spread keeps its covariance.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,15 @@ from dalr_stream.numerics.types import Matrix, Vector
 
 Rows = NDArray[np.generic] | StackedRows
 Chosen = NDArray[np.intp]
+Run = slice | Chosen
+"""Up to `RUN_ROWS` of some rows, by slice or by number."""
 
 RUN_ROWS = 128
-"""Rows are added up by runs: of so many one after the other, and then run after run. That decides the mean's bits."""
-_PIECE = 65_536
-"""Numbers, of one run or of a part of it, that stay in a core's cache between two passes: 512 KiB in float64."""
+"""Rows that have their mean taken off together: 1,024 features of them, in float64, stay in a core's cache."""
 _AT_ONCE = 8192
 """Numbers that numpy subtracts in one inner loop at least: each loop takes as long to begin as some 200 of them."""
+_SHORT = 4
+"""Bytes of a floating-point number of which a run of equal ones adds up in float64 without any rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,80 +39,96 @@ class Summary:
     nonzero: NDArray[np.int64]
 
 
-def centre(rows: Rows, out: Matrix, executor: Executor | None = None, chosen: Chosen | None = None) -> Summary:
-    """Write `rows` (N, D), their first d columns, less their mean to `out` (n, d) as float64, and return what they are.
+def runs_of(n: int, chosen: Chosen | None = None) -> list[Run]:
+    """Part n >= 1 rows, or those of the `chosen` numbers, into runs of `RUN_ROWS`; the last one may be shorter."""
+    if chosen is None:
+        return [slice(first, min(first + RUN_ROWS, n)) for first in range(0, n, RUN_ROWS)]
+    return [chosen[first : first + RUN_ROWS] for first in range(0, chosen.size, RUN_ROWS)]
 
-    `chosen` (n,), n >= 1, are the numbers of the rows that are meant: all of them where none are named.
 
-    The first row is taken off before the mean is taken, so a constant feature is left exactly zero and a feature
-    whose mean dwarfs its spread loses nothing. Rows that hold NaN or Inf give a mean that is not finite. The threads of
-    `executor`, where there are some, share the features, each of which is summed up by itself; rows are done in pieces
-    that stay in cache: `rows` is read twice, for the mean and to take it off, and `out` is written once.
+def rows_in(runs: Sequence[Run]) -> int:
+    """Return how many rows they have."""
+    return sum(_length(run) for run in runs)
+
+
+def centre(rows: Rows, runs: Sequence[Run], out: Matrix, executor: Executor | None = None) -> Summary:
+    """Write the n `rows` (N, D) of some runs, their first d columns, to `out` (n + runs, d), and return what they are.
+
+    `out.T @ out` is the scatter matrix of these rows about their mean: each row is there less the mean of its run, and
+    below them each run has a row, the root of its length times (its mean less the mean of all). So `rows` is read once,
+    a run at a time, and what is done with a run is done while a core has it in its cache.
+
+    A constant feature is exactly zero, and one whose mean dwarfs its spread loses nothing: numbers of float64 are taken
+    relative to the first row before anything is added up. Shorter ones are not, as what adding up rounds off is less
+    than a millionth of what they were rounded by themselves. Rows that hold NaN or Inf give a mean that is not finite.
+    The threads of `executor`, where there are some, share the features, in blocks that are the same without them.
     """
     d = out.shape[1]
     summary = Summary(np.empty(d), np.empty(d), np.empty(d), np.empty(d, np.int64))
-    if executor is None or d <= BLOCK_COLUMNS:
-        _centre_block(rows, out, slice(0, d), chosen, summary)
-        return summary
     blocks = [slice(start, min(start + BLOCK_COLUMNS, d)) for start in range(0, d, BLOCK_COLUMNS)]
-    for done in [executor.submit(_centre_block, rows, out, block, chosen, summary) for block in blocks]:
-        done.result()
+    if executor is None or len(blocks) == 1:
+        for block in blocks:
+            _centre_block(rows, runs, out, block, summary)
+    else:
+        for done in [executor.submit(_centre_block, rows, runs, out, block, summary) for block in blocks]:
+            done.result()
     return summary
 
 
-def _centre_block(rows: Rows, out: Matrix, block: slice, chosen: Chosen | None, summary: Summary) -> None:
+def _centre_block(rows: Rows, runs: Sequence[Run], out: Matrix, block: slice, summary: Summary) -> None:
     """Centre one block of columns."""
-    n, d = out[:, block].shape
-    pieces = [slice(start, min(start + _piece_rows(d), n)) for start in range(0, n, _piece_rows(d))]
-    picked: Sequence[Any] = pieces if chosen is None else [chosen[piece] for piece in pieces]
-    first = rows[0 if chosen is None else chosen[0], block]
-    origin = first.astype(np.float64)
-    total, repeated = np.zeros_like(origin), _repeated(origin)
-    maximum, minimum = first.copy(), first.copy()
-    nonzero = np.zeros(origin.size, np.int64)
-    run = np.empty((1 + _piece_rows(d), d))  # the first row has the sum of the run's pieces before this one
+    lengths = np.array([_length(run) for run in runs])
+    stops = np.cumsum(lengths)
+    n = int(stops[-1])
+    means = out[n:, block]
+    short = rows.dtype.kind == "f" and rows.dtype.itemsize <= _SHORT
+    origin = None if short else rows[runs[0], block][0].astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf: the caller looks at the mean and names the layer
-        for piece, pick in zip(pieces, picked, strict=True):
-            here = rows[pick, block]
-            _minus(here, repeated, run[1 : 1 + len(here)])
-            begins = piece.start % RUN_ROWS == 0
-            run[0] = run[begins : 1 + len(here)].sum(axis=0)
-            if piece.stop % RUN_ROWS == 0 or piece.stop == n:
-                total += run[0]
-            np.maximum(maximum, here.max(axis=0), out=maximum)
-            np.minimum(minimum, here.min(axis=0), out=minimum)
-            nonzero += (here != 0).view(np.uint8).sum(axis=0, dtype=np.uint8)
-        mean = origin + total / n
-        repeated = _repeated(mean)
-        for piece, pick in zip(reversed(pieces), reversed(picked), strict=True):  # the last ones are still in cache
-            _minus(rows[pick, block], repeated, out[piece, block])
-    summary.mean[block] = mean
-    summary.maximum[block], summary.minimum[block], summary.nonzero[block] = maximum, minimum, nonzero
+        parts = [
+            _centre_run(rows[run, block], out[stop - length : stop, block], mean, origin)
+            for run, length, stop, mean in zip(runs, lengths, stops, means, strict=True)
+        ]
+        first = means[0].copy()
+        means -= first
+        offset = (means * lengths[:, None]).sum(axis=0) / n
+        means -= offset
+        means *= np.sqrt(lengths)[:, None]
+        summary.mean[block] = first + offset if origin is None else origin + (first + offset)
+    maxima, minima, nonzero = zip(*parts, strict=True)
+    summary.maximum[block], summary.minimum[block] = np.max(maxima, axis=0), np.min(minima, axis=0)
+    summary.nonzero[block] = np.sum(nonzero, axis=0, dtype=np.int64)
 
 
-def _piece_rows(features: int) -> int:
-    """Return how many rows, a part of a run, stay in a core's cache between two passes."""
-    rows = RUN_ROWS
-    while rows > 1 and rows * features > _PIECE:
-        rows //= 2
-    return rows
+def _length(run: Run) -> int:
+    return run.stop - run.start if isinstance(run, slice) else run.size
 
 
-def _repeated(vector: Vector) -> Matrix:
-    """(t, d): a vector for each of so many rows that numpy subtracts `_AT_ONCE` numbers at once."""
-    return np.tile(vector, (max(1, _AT_ONCE // vector.size), 1))
+def _centre_run(
+    rows: NDArray[np.generic], out: Matrix, mean: Vector, origin: Vector | None
+) -> tuple[Vector, Vector, NDArray[np.uint8]]:
+    """Write a run less its mean to `out`, and the mean, from `origin` on, to `mean`.
 
-
-def _minus(rows: NDArray[np.generic], repeated: Matrix, out: Matrix) -> Matrix:
-    """Write `rows` less a vector to `out`, in float64; in two steps, as numpy's own conversion is half as fast."""
+    Returns the run's extrema, and how many are nonzero.
+    """
     np.copyto(out, rows)
-    times = len(repeated)
-    whole = len(out) - len(out) % times if out.flags.c_contiguous else 0
-    groups = out[:whole].reshape(-1, repeated.size)
-    groups -= repeated.reshape(-1)
-    rest = out[whole:]
-    rest -= repeated[0]
-    return out
+    if origin is not None:
+        _subtract(out, origin)
+    out.sum(axis=0, out=mean)
+    mean /= len(out)
+    _subtract(out, mean)
+    nonzero = (rows != 0).view(np.uint8).sum(axis=0, dtype=np.uint8)
+    return rows.max(axis=0), rows.min(axis=0), nonzero
+
+
+def _subtract(rows: Matrix, vector: Vector) -> None:
+    """Take a vector off every row, in place: off so many of them at once that numpy's loops are long."""
+    times = max(1, _AT_ONCE // vector.size) if rows.flags.c_contiguous else 1
+    whole = len(rows) - len(rows) % times
+    if times > 1 and whole:
+        groups = rows[:whole].reshape(-1, times * vector.size)
+        groups -= np.tile(vector, times)
+        rows = rows[whole:]
+    rows -= vector
 
 
 def describe_non_finite(rows: NDArray[np.generic]) -> str:

@@ -25,8 +25,16 @@ from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.precision import Precision, scaled
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_k_single, add_rank_one, mirror_lower
 from dalr_stream.numerics.rows.tiling import Rows, Tile
-from dalr_stream.numerics.statistics.centring import Chosen, centre, describe_non_finite
-from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip
+from dalr_stream.numerics.statistics.centring import (
+    RUN_ROWS,
+    Chosen,
+    Run,
+    centre,
+    describe_non_finite,
+    rows_in,
+    runs_of,
+)
+from dalr_stream.numerics.statistics.fold_rule import FoldRule, Strip, product_rows
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.numerics.statistics.moments import Moments, pooled_mean, require_finite_sums
 from dalr_stream.numerics.types import Matrix, Vector
@@ -124,7 +132,7 @@ class Fold(Protocol):
     def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
         """Fold `rows` (n, d), or those of the `chosen` numbers, in which `samples` samples begin.
 
-        Raises NonFiniteError, with nothing folded, at NaN or Inf.
+        Raises NonFiniteError at NaN or Inf, which ends the fold: some of the rows may have been added by then.
         """
 
     def state(self) -> FoldState:
@@ -150,10 +158,11 @@ NewFold = Callable[[FoldState, Workspace, Executor | None, Precision], Fold]
 
 
 class CpuFold:
-    """The reference fold: float64, one centred rank-k update a tile, in place; float32 products where asked for.
+    """The reference fold: float64, centred rank-k updates in place; float32 products where asked for.
 
-    The rank-one term that joins a tile to what came before rides along as one more row of the same BLAS call:
-    sqrt(n n_t / (n + n_t)) (mean_t - mean). Memory: d^2 doubles and one tile in float64.
+    A product takes a tile, or `product_rows` of it. The rank-one terms that join a run to its product's other rows, and
+    these to what came before, ride along as rows of the same BLAS call: sqrt(r) (mean of the run - mean_p), and
+    sqrt(n n_p / (n + n_p)) (mean_p - mean). Memory: d^2 doubles and the rows of one product in float64.
     """
 
     def __init__(
@@ -169,32 +178,37 @@ class CpuFold:
         self._precision = precision
 
     def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
-        """Fold `rows` (n, d), or the `chosen` of them; NonFiniteError, with nothing folded, at NaN or Inf."""
-        state, n = self._state, rows.shape[0] if chosen is None else chosen.size
-        if n == 0:
-            return
-        centred = self._workspace.matrix(n + 1, state.mean.size)
-        centring = centre(rows, centred[:n], self._executor, chosen)
+        """Fold `rows` (n, d), or the `chosen` of them; NonFiniteError at NaN or Inf, which ends the fold."""
+        runs = runs_of(rows.shape[0], chosen)
+        at_once = product_rows(self._state.mean.size) // RUN_ROWS
+        for first in range(0, len(runs), at_once):
+            self._fold(rows, runs[first : first + at_once])
+        self._state.samples += samples
+
+    def _fold(self, rows: Rows, runs: Sequence[Run]) -> None:
+        """Fold the rows of some runs by one product."""
+        state, n = self._state, rows_in(runs)
+        centred = self._workspace.matrix(n + len(runs) + 1, state.mean.size)
+        centring = centre(rows, runs, centred[:-1], self._executor)
         mean = centring.mean
         if not np.isfinite(mean).all():
             whole = np.asarray(rows)[:, : state.mean.size]
-            described = describe_non_finite(whole if chosen is None else whole[chosen])
+            described = describe_non_finite(np.concatenate([whole[run] for run in runs]))
             raise NonFiniteError(f"activations must be finite, got {described}")
         if not state.scatter.flags.writeable:  # of an empty state: a lane without a tile needs none
             state.scatter = np.zeros(state.scatter.shape)
-        used = n
         if state.count:
-            centred[n] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)
-            used = n + 1
-        if self._precision is Precision.SINGLE:
-            add_rank_k_single(state.scatter, scaled(centred[:used]), self._executor)
+            centred[-1] = np.sqrt(state.count * n / (state.count + n)) * (mean - state.mean)
         else:
-            add_rank_k(state.scatter, centred[:used], self._executor)
+            centred = centred[:-1]
+        if self._precision is Precision.SINGLE:
+            add_rank_k_single(state.scatter, scaled(centred), self._executor)
+        else:
+            add_rank_k(state.scatter, centred, self._executor)
         h, d = state.scatter.shape
         require_finite_sums(state.scatter.diagonal(d - h), "activations")
         state.mean = pooled_mean(state.count, state.mean, n, mean) if state.count else mean
         state.count += n
-        state.samples += samples
         np.maximum(state.maximum, centring.maximum, out=state.maximum)
         np.minimum(state.minimum, centring.minimum, out=state.minimum)
         state.nonzero += centring.nonzero

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from dalr_stream.errors import InvalidInputError, NonFiniteError
 from dalr_stream.numerics.linalg.psd import psd_margin
 from dalr_stream.numerics.linalg.rank_k import add_rank_k, add_rank_one, mirror_lower, one_blas_thread
-from dalr_stream.numerics.statistics.centring import centre, describe_non_finite
+from dalr_stream.numerics.statistics.centring import centre, describe_non_finite, runs_of
 from dalr_stream.numerics.statistics.products import ByBlocks, Products, by_matrix
 from dalr_stream.numerics.types import Matrix, Vector, real_array
 
@@ -107,8 +107,9 @@ class Moments:
         n, d = block.shape
         if n == 0:
             return cls.empty(d)
-        centred = np.empty(block.shape)
-        summary = centre(block, centred)
+        runs = runs_of(n)
+        centred = np.empty((n + len(runs), d))
+        summary = centre(block, runs, centred)
         if not np.isfinite(summary.mean).all():
             raise NonFiniteError(f"moments: rows must be finite, got {describe_non_finite(block)}")
         scatter = np.zeros((d, d))

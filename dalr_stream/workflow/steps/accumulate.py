@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from dalr_stream.engine.backend import backend_of
 from dalr_stream.engine.direct import from_network
@@ -18,6 +16,7 @@ from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import clear_litter, forget_domain, forget_moments
 from dalr_stream.storage.schema import PARTS, TRAINING
 from dalr_stream.storage.store import ActivationStore
+from dalr_stream.streaming.folding import rounded_as
 from dalr_stream.workflow.runfile.project import Project
 from dalr_stream.workflow.steps import capture, train
 from dalr_stream.workflow.steps.session import Session
@@ -82,14 +81,9 @@ def _artefacts(project: Project, domain: str) -> Iterator[Artefact]:
         expected = training
         if not record.shards:  # a merged store's moments were folded elsewhere
             rule = folding.rule(record.layers[layer].features)
-            made_from = moments_provenance(network, record, layer, dataclasses.replace(rule, blas=_blas_of(training)))
-            expected = {**training, **made_from}
+            made_from = moments_provenance(network, record, layer, rule)
+            expected = {**training, **rounded_as(made_from, training)}
         yield from (store_record(moments_path(project.store, domain, layer, part), expected) for part in parts)
-
-
-def _blas_of(made_from: Mapping[str, Any]) -> str:
-    """Return the BLAS that a record names: moments folded by any are as good."""
-    return str((made_from.get("rule") or {}).get("blas", ""))
 
 
 def _fold_stored(session: Session, domain: str) -> None:
