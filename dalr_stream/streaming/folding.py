@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -146,6 +146,11 @@ def but_for_rounding(provenance: Mapping[str, Any] | None) -> dict[str, Any] | N
         return None if provenance is None else dict(provenance)
     rule = {name: value for name, value in provenance["rule"].items() if name not in _LAST_BITS}
     return {**provenance, "rule": rule}
+
+
+def mixed_rounding(rules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what a sum of records says of how it is rounded, where their rules do not say the same."""
+    return {name: ANY_BLAS for name in _LAST_BITS if len({rule.get(name, "") for rule in rules}) > 1}
 
 
 def rounded_as(provenance: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Bits depend on the BLAS and its kernel for a CPU: records and checkpoints say which, and no two are mixed unasked."""
+"""Bits depend on the BLAS and its kernel for a CPU, and on the order of additions: records and checkpoints say which.
+
+No two are mixed unasked.
+"""
 
 import dataclasses
 import os
@@ -14,7 +17,7 @@ from dalr_stream.engine.from_store import accumulate_stored
 from dalr_stream.engine.stores.merge import merge
 from dalr_stream.errors import ResourceError
 from dalr_stream.numerics.linalg.rank_k import blas_build
-from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
+from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS, SUMMATION
 from dalr_stream.storage.records.moments import load_moments, moments_path, save_moments
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.removal import delete_activations
@@ -46,12 +49,13 @@ def record(root, layer="0", part="training"):
 
 
 def with_blas(root, blas):
-    """Let a store's records say that they were folded by another BLAS, or, as those of 0.1, by none."""
+    """Let a store's records say that they were folded by another BLAS; or, as those of 0.1, by none, in no order."""
     for layer in ("0", "2"):
         for part in ("training", "heldout"):
             path = record(root, layer, part)
             made_from = provenance_of(path)
-            rule = {name: value for name, value in made_from["rule"].items() if name != "blas"}
+            gone = ("blas",) if blas else ("blas", "summation")
+            rule = {name: value for name, value in made_from["rule"].items() if name not in gone}
             rule |= {"blas": blas} if blas else {}
             save_moments(path, load_moments(path), {**made_from, "rule": rule})
 
@@ -104,8 +108,8 @@ def test_a_lane_is_not_folded_where_another_blas_is(tmp_path, elsewhere):
     assert fold_lane(accepted).moments().training.same_bits(expected)
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_a_checkpoint_is_resumed_on_the_same_blas_only(tmp_path, monkeypatch, elsewhere, moved):
+@pytest.mark.parametrize("moved", ["", "machine", "version"])
+def test_a_checkpoint_is_resumed_on_the_same_blas_and_in_the_same_order_only(tmp_path, monkeypatch, elsewhere, moved):
     root, model = tmp_path / "a", network()
     data = list(torch.randn(2000, 12).split(100))
     ds.capture(model, data, ds.network.select_layers(model, ["0"]), root, domain="target")
@@ -126,13 +130,17 @@ def test_a_checkpoint_is_resumed_on_the_same_blas_only(tmp_path, monkeypatch, el
         with pytest.raises(StoppedError):
             accumulate_stored(root, domain="target", layers=["0"], folding=options)
     first = folded[:3]
-    if moved:
+    if moved == "machine":
         elsewhere()
+    elif moved == "version":
+        monkeypatch.setattr(folding_module, "SUMMATION", "row by row")
     folded.clear()
     monkeypatch.setattr(lanes.LaneFold, "update", stop(None))
     accumulate_stored(root, domain="target", layers=["0"], folding=options)
-    assert (set(first) & set(folded) == set(first)) is moved
-    assert provenance_of(record(root))["rule"]["blas"] == (OTHER if moved else blas_build())
+    assert (set(first) & set(folded) == set(first)) is bool(moved)
+    rule = provenance_of(record(root))["rule"]
+    assert rule["blas"] == (OTHER if moved == "machine" else blas_build())
+    assert rule["summation"] == ("row by row" if moved == "version" else SUMMATION)
 
 
 def test_captures_of_other_machines_are_merged_and_the_sum_says_so(tmp_path):
@@ -141,7 +149,8 @@ def test_captures_of_other_machines_are_merged_and_the_sum_says_so(tmp_path):
     assert provenance_of(record(tmp_path / "same"))["rule"]["blas"] == blas_build()
     with_blas(stores[1], OTHER)
     merge(stores, tmp_path / "mixed")
-    assert provenance_of(record(tmp_path / "mixed"))["rule"]["blas"] == ANY_BLAS
+    rule = provenance_of(record(tmp_path / "mixed"))["rule"]
+    assert (rule["blas"], rule["summation"]) == (ANY_BLAS, SUMMATION)
     assert load_moments(record(tmp_path / "mixed")).same_bits(load_moments(record(tmp_path / "same")))
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from dalr_stream.engine.stores.shards import Shard
 from dalr_stream.errors import StoreDamagedError, StoreNotFoundError
-from dalr_stream.numerics.statistics.fold_rule import ANY_BLAS
 from dalr_stream.numerics.statistics.folding import SplitMoments
 from dalr_stream.numerics.statistics.merging import merge_all
 from dalr_stream.storage.contents import DomainRecord
@@ -34,7 +33,7 @@ from dalr_stream.storage.records.moments import (
 )
 from dalr_stream.storage.records.record import origin_of, provenance_of
 from dalr_stream.storage.schema import HELDOUT, PARTS, TRAINING
-from dalr_stream.streaming.folding import but_for_rounding
+from dalr_stream.streaming.folding import but_for_rounding, mixed_rounding
 
 MOST_AT_ONCE = 16
 KEPT_FROM = 4
@@ -102,7 +101,7 @@ class Addition:
 
     layer: str
     like: Mapping[str, Any]
-    """What any of the shards was made from: network, rule and choice are those of all, but for the rule's BLAS."""
+    """What any of the shards was made from: network, rule and choice are those of all, but for how the rule rounds."""
     made: Callable[[Branch, SplitMoments, Mapping[str, Any]], None] = lambda *_: None
     """Called with each branch that has a record and was added up, with its sum and what that was made from."""
     reuse: bool = True
@@ -120,11 +119,11 @@ class Addition:
                 return SplitMoments(training, heldout), origin
             except (StoreDamagedError, StoreNotFoundError):
                 pass  # it is made again
-        builds: set[str] = set()
-        split = merge_all(self._each(branch, builds))
+        rules: list[Mapping[str, Any]] = []
+        split = merge_all(self._each(branch, rules))
         facts = {**self.like, "rows": branch.rows(self.layer)}
-        if len(builds) > 1 and "rule" in facts:
-            facts["rule"] = {**facts["rule"], "blas": ANY_BLAS}
+        if "rule" in facts:
+            facts["rule"] = {**facts["rule"], **mixed_rounding(rules)}
         if branch.is_kept:
             self.made(branch, split, facts)
         return split, facts
@@ -141,10 +140,10 @@ class Addition:
             for part in branch.parts:
                 yield from self.to_read(part)
 
-    def _each(self, branch: Branch, builds: set[str]) -> Iterator[SplitMoments]:
+    def _each(self, branch: Branch, rules: list[Mapping[str, Any]]) -> Iterator[SplitMoments]:
         for part in branch.parts:
             split, facts = self.total(part)
-            builds.add((facts.get("rule") or {}).get("blas", ""))
+            rules.append(facts.get("rule") or {})
             yield split
 
     def _origin(self, branch: Branch) -> dict[str, Any] | None:

@@ -180,7 +180,7 @@ class CpuFold:
     def update(self, rows: Rows, samples: int, chosen: Chosen | None = None) -> None:
         """Fold `rows` (n, d), or the `chosen` of them; NonFiniteError at NaN or Inf, which ends the fold."""
         runs = runs_of(rows.shape[0], chosen)
-        at_once = product_rows(self._state.mean.size) // RUN_ROWS
+        at_once = product_rows(rows.shape[1]) // RUN_ROWS
         for first in range(0, len(runs), at_once):
             self._fold(rows, runs[first : first + at_once])
         self._state.samples += samples
