@@ -22,8 +22,8 @@ from dalr_stream.network.capture.batches import digest_of_inputs
 from dalr_stream.network.capture.taken import Taken
 from dalr_stream.numerics.rows.stacked import stacked
 from dalr_stream.numerics.rows.tiling import tile_rows
-from dalr_stream.numerics.statistics.centring import centre
-from dalr_stream.numerics.statistics.fold_rule import lane_count
+from dalr_stream.numerics.statistics.centring import RUN_ROWS, centre, rows_in, runs_of
+from dalr_stream.numerics.statistics.fold_rule import lane_count, product_rows
 from dalr_stream.numerics.statistics.folding import FoldState
 from dalr_stream.numerics.statistics.merging import merge_all
 
@@ -140,16 +140,18 @@ def promises(size: Size, turns: int) -> list[Row]:
 def _centred(streams: list[np.ndarray], size: Size) -> Callable[[], None]:
     """Centre tiles of so many rows of each stream, and as many tiles as these fill."""
     height = min(tile_rows(size.width), size.rows)
-    out = np.empty((height, size.width))
+    runs, at_once = runs_of(height), product_rows(size.width) // RUN_ROWS
+    products = [runs[first : first + at_once] for first in range(0, len(runs), at_once)]
+    out = np.empty((height + len(runs), size.width))
 
     def run() -> None:
         for number in range(2 * LAYERS):
-            parts = streams[number :: 2 * LAYERS]
             held: list[np.ndarray] = []
-            for part in parts:
+            for part in streams[number :: 2 * LAYERS]:
                 held.append(part)
                 if sum(map(len, held)) >= height:
-                    centre(stacked(held), out)
+                    for some in products:
+                        centre(stacked(held), some, out[: rows_in(some) + len(some)])
                     held = []
 
     return run

@@ -14,6 +14,7 @@ from dalr_stream.engine.direct import accumulate_into, accumulate_stream
 from dalr_stream.engine.estimate import BatchMemory, estimate, load_of
 from dalr_stream.engine.fold_passes import direct_plan
 from dalr_stream.errors import FingerprintMismatchError, InvalidInputError, LayerNotFoundError
+from dalr_stream.network.capture import hooks
 from dalr_stream.streaming.lanes import Pace
 
 FREE = ds.Folding(ds.HoldoutRule(0.2, seed=3), ds.Threads(1))
@@ -67,6 +68,17 @@ def test_several_passes_give_the_bits_of_one(net, layers, limited, tmp_path):
     for fold in folds(net, layers, limited, tmp_path):
         found = fold(data(1))
         assert all(found[name].same_bits(expected[name]) for name in ("0", "2"))
+
+
+def test_batches_are_hashed_where_another_pass_or_run_may_have_to_see_the_same(
+    net, layers, limited, tmp_path, monkeypatch
+):
+    hashed = []
+    monkeypatch.setattr(hooks, "_digest", lambda *_: hashed.append("") or "0" * 64)
+    for folding, store, times in ((FREE, None, 0), (limited, None, 10), (FREE, tmp_path, 5)):
+        hashed.clear()
+        ds.accumulate(net, data(1), layers, folding=folding, **({} if store is None else {"store": store}))
+        assert len(hashed) == times
 
 
 def test_a_layer_that_has_no_moments_is_named_with_those_that_have(net, layers, tmp_path):
