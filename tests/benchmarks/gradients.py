@@ -45,7 +45,7 @@ class Size:
         return f"{self.width:,} wide, {self.batch:,} rows a batch"
 
 
-SIZES = [Size(512, 40_960, 256), Size(512, 40_960, 2048), Size(1024, 16_384, 2048), Size(2048, 8192, 2048)]
+SIZES = [Size(512, 40_960, 256), Size(512, 40_960, 2048), Size(1024, 16_384, 2048), Size(2048, 32_768, 2048)]
 
 
 class Case:
