@@ -40,9 +40,6 @@ class Threads:
 Workers = Threads | Cluster
 
 
-_LAST_BITS = "blas", "summation"
-
-
 @dataclass(frozen=True, slots=True)
 class Folding:
     """How rows become moments: what is held out, who folds, and within which memory.
@@ -130,11 +127,20 @@ class Folding:
         return {name: value for name, value in rule_facts(self.rule(0)).items() if name != "features"}
 
 
+_LAST_BITS = "blas", "summation"
+"""What of a rule decides how sums are rounded, and nothing else."""
+
+
 def rule_facts(rule: FoldRule) -> dict[str, Any]:
     """Return a rule as plain values; shards and segments only where there are some: other records stay as they were."""
     facts = {name: value for name, value in asdict(rule).items() if name != "shards" or value > 1}
     facts = {name: value for name, value in facts.items() if name not in ("blas", "segment_batches") or value}
     return facts | ({"summation": SUMMATION} if rule.engine == NUMPY else {})
+
+
+def unrounded(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a rule's plain values less what decides how sums are rounded."""
+    return {name: value for name, value in rule.items() if name not in _LAST_BITS}
 
 
 def but_for_rounding(provenance: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -144,8 +150,7 @@ def but_for_rounding(provenance: Mapping[str, Any] | None) -> dict[str, Any] | N
     """
     if provenance is None or not isinstance(provenance.get("rule"), Mapping):
         return None if provenance is None else dict(provenance)
-    rule = {name: value for name, value in provenance["rule"].items() if name not in _LAST_BITS}
-    return {**provenance, "rule": rule}
+    return {**provenance, "rule": unrounded(provenance["rule"])}
 
 
 def mixed_rounding(rules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -154,7 +159,7 @@ def mixed_rounding(rules: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def rounded_as(provenance: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record is made from, with the last bits of another one that is kept."""
+    """Return what a record is made from, rounded in the way that one which is kept says of itself."""
     before = kept.get("rule") or {}
-    rule = {name: value for name, value in provenance["rule"].items() if name not in _LAST_BITS}
-    return {**provenance, "rule": rule | {name: before[name] for name in _LAST_BITS if name in before}}
+    rounding = {name: before[name] for name in _LAST_BITS if name in before}
+    return {**provenance, "rule": unrounded(provenance["rule"]) | rounding}

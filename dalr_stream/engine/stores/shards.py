@@ -22,7 +22,7 @@ from dalr_stream.storage.records.moments import load_mean, load_moments, moments
 from dalr_stream.storage.records.record import provenance_of
 from dalr_stream.storage.schema import PARTS
 from dalr_stream.storage.store import ActivationStore
-from dalr_stream.streaming.folding import but_for_rounding
+from dalr_stream.streaming.folding import unrounded
 
 _APART = "capture parts of the data that do not overlap"
 SAME_MEAN = 1e-5
@@ -245,4 +245,4 @@ def _rule(shard: Shard, layer: str, network: str) -> Any:
             f"{shard.origin}: the moments of layer '{layer}' on '{shard.domain}' were made from other rows than the "
             "store holds: accumulate again"
         )
-    return {"choice": shard.record.choice, **(but_for_rounding({"rule": rule}) or {})["rule"]}
+    return {"choice": shard.record.choice, **unrounded(rule)}

@@ -40,23 +40,23 @@ class Summary:
 
 
 def runs_of(n: int, chosen: Chosen | None = None) -> list[Run]:
-    """Part n >= 1 rows, or those of the `chosen` numbers, into runs of `RUN_ROWS`; the last one may be shorter."""
+    """Part n rows, or those of the `chosen` numbers, into runs of `RUN_ROWS`, the last of which may be shorter."""
     if chosen is None:
         return [slice(first, min(first + RUN_ROWS, n)) for first in range(0, n, RUN_ROWS)]
     return [chosen[first : first + RUN_ROWS] for first in range(0, chosen.size, RUN_ROWS)]
 
 
 def rows_in(runs: Sequence[Run]) -> int:
-    """Return how many rows they have."""
+    """Return how many rows some runs have together."""
     return sum(_length(run) for run in runs)
 
 
 def centre(rows: Rows, runs: Sequence[Run], out: Matrix, executor: Executor | None = None) -> Summary:
-    """Write the n `rows` (N, D) of some runs, their first d columns, to `out` (n + runs, d), and return what they are.
+    """Centre the n of `rows` (N, D) that one run or more have, in their first d columns, and return what they are.
 
-    `out.T @ out` is the scatter matrix of these rows about their mean: each row is there less the mean of its run, and
-    below them each run has a row, the root of its length times (its mean less the mean of all). So `rows` is read once,
-    a run at a time, and what is done with a run is done while a core has it in its cache.
+    They go to `out` (n + runs, d), of which `out.T @ out` is the scatter matrix of these rows about their mean: each
+    row less the mean of its run, and below them a row for each run, the root of its length times (its mean less the
+    mean of all). So `rows` is read once, and what is done with a run is done while a core has it in its cache.
 
     A constant feature is exactly zero, and one whose mean dwarfs its spread loses nothing: numbers of float64 are taken
     relative to the first row before anything is added up. Shorter ones are not, as what adding up rounds off is less

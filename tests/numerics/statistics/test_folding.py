@@ -137,7 +137,7 @@ def test_no_share_keeps_nothing_apart():
 
 
 @pytest.mark.parametrize(("bad", "message"), [(np.nan, "1 NaN and 0 Inf"), (-np.inf, "0 NaN and 1 Inf")])
-def test_a_fold_that_met_a_bad_row_is_as_it_was(bad, message):
+def test_a_fold_that_met_a_bad_row_among_those_of_its_first_product_is_as_it_was(bad, message):
     good = hard_rows("generic", 100)
     spoilt = hard_rows("generic", 100)
     spoilt[99, 5] = bad
@@ -149,6 +149,14 @@ def test_a_fold_that_met_a_bad_row_is_as_it_was(bad, message):
     for one in (fold, twin):
         one.update(good[:50], 50)
     assert fold.state().moments().same_bits(twin.state().moments())
+
+
+@pytest.mark.parametrize("place", [0, 1023, 1024, 4000])
+def test_a_bad_row_is_told_of_wherever_in_a_tile_it_stands(place):
+    rows = hard_rows("generic", 4096)
+    rows[place, 5] = np.nan
+    with pytest.raises(NonFiniteError, match="got 1 NaN and 0 Inf in feature 5"):
+        cpu_fold(8).update(rows, 4096)
 
 
 def test_finite_rows_whose_differences_overflow_are_refused_as_such():

@@ -36,7 +36,7 @@ from dalr_stream.storage.layout import UNFINISHED
 from dalr_stream.storage.lock import work_folder
 from dalr_stream.storage.places.path import BucketPath
 from dalr_stream.storage.places.place import Place, place_of
-from dalr_stream.streaming.folding import Folding
+from dalr_stream.streaming.folding import Folding, unrounded
 
 FOLDER = "blocks"
 """Within the store."""
@@ -80,8 +80,7 @@ def compress_by_blocks(  # noqa: PLR0913  # those of compress_sequentially
         made_from = {
             "network": fingerprint(model), "blocks": [list(one) for one in passes.blocks], "batches": known.identity,
         }  # fmt: skip
-        facts = {name: value for name, value in folding.facts.items() if name != "blas"}
-        solved_by = digest_of([towards.value, rule.words, facts])
+        solved_by = digest_of([towards.value, rule.words, unrounded(folding.facts)])
         with work_folder(root, "block-*", f"{UNFINISHED}/*", f"{UNFINISHED}/*/@*"):
             sweep = Sweep(
                 model, root, passes, pieces, known, choices, prepared, made_from, solved_by, orders, orders_of_source,
